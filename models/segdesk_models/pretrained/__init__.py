@@ -1,0 +1,1 @@
+"""Trained models: one folder each, with weights.safetensors and card.json."""

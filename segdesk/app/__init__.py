@@ -1,0 +1,1 @@
+"""The desktop program around a public napari viewer."""

@@ -1,0 +1,168 @@
+"""``segdesk predict``: masks and uncertainty for a project or for image files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from segdesk.cli.console import Meter, meter, show, show_json
+from segdesk.config.inference import InferenceConfig
+from segdesk.config.knobs import parse_assignments
+from segdesk.core.errors import InputError, SegDeskError
+from segdesk.core.run import RunState
+from segdesk.io.atomic import explain_os_errors
+from segdesk.io.images import hash_file, probe_image
+from segdesk.io.store import DATABASE_NAME, ProjectStore
+from segdesk.jobs.messages import AnyEvent, Finished, PredictionReady, PredictOrder
+from segdesk.session.models import ModelEntry, find_model, list_models
+from segdesk.session.predicting import require_channels, request
+from segdesk.session.projects import find_images
+from segdesk.session.session import Session
+
+PARTS = ("labels.tif", "uncertainty.tif", "probabilities.zarr", "provenance.json")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("predict")(predict)
+
+
+def predict(
+    what: list[Path] = typer.Argument(..., help="A project, or image files and folders."),
+    model: str | None = typer.Option(None, "--model", help="Name or folder of a model."),
+    out: Path | None = typer.Option(None, "--out", help="Folder for the results of image files."),
+    uncertainty: str | None = typer.Option(None, "--uncertainty", help="margin or entropy."),
+    device: str | None = typer.Option(None, "--device", help="auto, cpu, cuda or mps."),
+    settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
+    as_json: bool = typer.Option(False, "--json", help="Report as JSON."),
+) -> None:
+    """Predict masks and uncertainty."""
+    values: dict[str, Any] = parse_assignments(settings)
+    values |= {k: v for k, v in (("uncertainty", uncertainty), ("device", device)) if v}
+    config = InferenceConfig.from_user(values)
+    is_project = len(what) == 1 and (what[0].suffix == ".segdesk" or _holds_project(what[0]))
+    with meter("Predicting") as progress:
+        if is_project:
+            results = _predict_project(what[0], model, config, progress)
+        else:
+            if out is None:
+                raise InputError("Say where the results go: --out FOLDER.")
+            results = _predict_files(find_images(what), model, config, out, progress)
+    if as_json:
+        show_json(results)
+        return
+    for result in results:
+        show(f"{result['image']}: {result['unsure']:.1%} of the pixels unsure")
+
+
+def _holds_project(path: Path) -> bool:
+    return (path / DATABASE_NAME).is_file()
+
+
+def _predict_project(
+    project: Path, model: str | None, config: InferenceConfig, progress: Meter
+) -> list[dict[str, Any]]:
+    from segdesk.training.inline import InlineBackend
+
+    with ProjectStore.open(project) as store:
+        session = Session(store)
+        done: list[dict[str, Any]] = []
+        samples = {sample.id: sample for sample in store.samples()}
+        failures: list[str] = []
+
+        def on_event(event: AnyEvent) -> None:
+            session.handle(event)
+            if isinstance(event, PredictionReady):
+                done.append(
+                    {
+                        "image": samples[event.sample].name,
+                        "folder": str(event.folder),
+                        "unsure": event.score,
+                    }
+                )
+                progress(len(done), len(samples))
+            elif isinstance(event, Finished) and event.state is RunState.FAILED:
+                failures.append(event.reason)
+
+        session.attach(InlineBackend(on_event))
+        request(session, list(samples.values()), config, model)
+        if failures:
+            raise InputError(failures[0])
+    return done
+
+
+def _predict_files(
+    paths: list[Path], model: str | None, config: InferenceConfig, out: Path, progress: Meter
+) -> list[dict[str, Any]]:
+    from segdesk.training.inline import InlineBackend
+
+    entry = find_model(model) if model else _default_model()
+    _check(paths, entry)
+    results: list[dict[str, Any]] = []
+    last: list[AnyEvent] = []
+    backend = InlineBackend(last.append)
+    with explain_os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    # Beside the results, so that they can be renamed into place on any disk.
+    with explain_os_errors(out), tempfile.TemporaryDirectory(dir=out, prefix=".part-") as part:
+        for done, path in enumerate(paths):
+            progress(done, len(paths), path.name)
+            last.clear()
+            backend.predict(_order(path, entry, config, Path(part) / path.stem))
+            results.append({"image": str(path), **_place(last, path, out)})
+    progress(len(paths), len(paths))
+    return results
+
+
+def _default_model() -> ModelEntry:
+    entries = list_models()
+    if not entries:
+        raise InputError("No model is installed; name one with --model.")
+    return entries[0]
+
+
+def _check(paths: list[Path], entry: ModelEntry) -> None:
+    """Find everything that can be wrong with the input before anything is written."""
+    stems: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in stems:
+            raise InputError(
+                f"{stems[path.stem]} and {path} would get the same result files; predict them "
+                "into two folders."
+            )
+        stems[path.stem] = path
+        require_channels(path.name, probe_image(path).channels, entry)
+
+
+def _order(path: Path, entry: ModelEntry, config: InferenceConfig, out: Path) -> PredictOrder:
+    return PredictOrder(
+        job=path.name,
+        sample=path.stem,
+        image=path.absolute(),
+        image_sha256=hash_file(path),
+        model=entry.name,
+        model_folder=entry.folder,
+        classes=entry.card.classes,
+        out=out,
+        config=config,
+    )
+
+
+def _place(events: list[AnyEvent], path: Path, out: Path) -> dict[str, Any]:
+    end = next(event for event in events if isinstance(event, Finished))
+    if end.state is not RunState.COMPLETED:
+        raise (InputError if end.reason else SegDeskError)(end.reason or f"{path} was canceled.")
+    ready = next(event for event in events if isinstance(event, PredictionReady))
+    placed: dict[str, Any] = {"unsure": ready.score}
+    for part in PARTS:
+        target = out / f"{path.stem}_{part}"
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(ready.folder / part, target)
+        placed[part.split(".")[0]] = str(target)
+    return placed

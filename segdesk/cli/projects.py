@@ -1,0 +1,131 @@
+"""``segdesk new``, ``add``, ``status`` and ``review``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import typer
+
+from segdesk.cli.console import meter, say, show, show_json
+from segdesk.core.errors import InputError
+from segdesk.io.store import ProjectStore
+from segdesk.session.models import current_model
+from segdesk.session.projects import NewImage, add_images, find_images, match_masks, parse_classes
+from segdesk.session.reviewing import next_samples
+from segdesk.session.session import Session
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("new")(new)
+    app.command("add")(add)
+    app.command("status")(status)
+    app.command("review")(review)
+
+
+def new(
+    project: Path = typer.Argument(..., help="Folder to make; .segdesk is added."),
+    classes: str = typer.Option(
+        ..., "--classes", help="Names, the background first: background,nucleus"
+    ),
+) -> None:
+    """Make a project."""
+    with ProjectStore.create(project, parse_classes(classes)) as store:
+        show(f"Made {store.folder} with the classes {', '.join(store.classes.names)}.")
+
+
+def add(
+    project: Path = typer.Argument(..., help="The project."),
+    images: list[Path] = typer.Argument(..., help="Image files, or folders of them."),
+    masks: Path | None = typer.Option(
+        None, "--masks", help="Folder of masks named like the images."
+    ),
+    copy: bool = typer.Option(False, "--copy", help="Copy the images into the project."),
+    group_by: str = typer.Option(
+        "", "--group-by", help="Regular expression: images with the same match share a split."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Report as JSON."),
+) -> None:
+    """Add images, and masks for them, to a project."""
+    with ProjectStore.open(project) as store, meter("Reading") as progress:
+        paths = find_images(images)
+        pairs = match_masks(paths, masks) if masks else [NewImage(path) for path in paths]
+        added = add_images(
+            Session(store), pairs, copy=copy, group_by=group_by, progress=progress
+        )
+        held = sum(sample.split == "validation" for sample in added.samples)
+        if as_json:
+            show_json(
+                {
+                    "added": [s.id for s in added.samples],
+                    "validation": held,
+                    "notes": added.notes,
+                }
+            )
+            return
+        for note in added.notes:
+            say(note)
+        show(f"Added {len(added.samples)} images; {held} are held back to check models.")
+
+
+def status(
+    project: Path = typer.Argument(..., help="The project."),
+    as_json: bool = typer.Option(False, "--json", help="Report as JSON."),
+) -> None:
+    """Show what is in a project and how far it has come."""
+    with ProjectStore.open(project, read_only=True) as store:
+        samples, runs = store.samples(), store.runs()
+        entry = current_model(store)
+        counts = Counter(str(sample.status) for sample in samples)
+        report = {
+            "project": str(store.folder),
+            "classes": list(store.classes.names),
+            "images": len(samples),
+            "statuses": dict(counts),
+            "validation": sum(sample.split == "validation" for sample in samples),
+            "model": entry.name if entry else None,
+            "runs": [
+                {"id": r.id, "state": str(r.state), "model": r.new_model, "reason": r.reason}
+                for r in runs
+            ],
+            "samples": [
+                {
+                    "id": s.id,
+                    "name": s.name,
+                    "status": str(s.status),
+                    "split": str(s.split),
+                    "score": s.score,
+                }
+                for s in samples
+            ],
+        }
+    if as_json:
+        show_json(report)
+        return
+    words = ", ".join(f"{number} {name}" for name, number in counts.items()) or "none yet"
+    show(f"{report['project']}: {len(samples)} images ({words})")
+    show(f"classes {', '.join(store.classes.names)}; model {report['model'] or 'none fits'}")
+    for sample in samples:
+        unsure = "" if sample.score is None else f"{sample.score:.1%} unsure"
+        held = "held back" if sample.split == "validation" else ""
+        show(f"  {sample.name:<32} {sample.status:<10} {unsure:<14} {held}".rstrip())
+    for run in runs:
+        show(f"  run {run.id}: {run.state} {run.reason}".rstrip())
+
+
+def review(
+    project: Path = typer.Argument(..., help="The project."),
+    count: int = typer.Option(1, "--next", min=1, help="How many to name."),
+    as_json: bool = typer.Option(False, "--json", help="Report as JSON."),
+) -> None:
+    """Say which images to look at next, and why."""
+    with ProjectStore.open(project, read_only=True) as store:
+        found = next_samples(Session(store), count)
+    if as_json:
+        show_json([{"image": s.sample.name, "id": s.sample.id, "why": s.reason} for s in found])
+        return
+    if not found:
+        raise InputError("Every image is accepted; there is nothing left to look at.")
+    for suggestion in found:
+        show(f"{suggestion.sample.name}: {suggestion.reason}")

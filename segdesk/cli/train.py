@@ -1,0 +1,205 @@
+"""``segdesk train`` and ``evaluate``."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+
+from segdesk.cli.console import Meter, meter, say, show, show_json
+from segdesk.config.inference import InferenceConfig
+from segdesk.config.knobs import parse_assignments
+from segdesk.config.training import TrainingConfig
+from segdesk.core.annotation import Supervision
+from segdesk.core.classes import ClassMap
+from segdesk.core.errors import InputError, SegDeskError
+from segdesk.core.manifest import ManifestSample
+from segdesk.core.run import Run, RunState
+from segdesk.core.sample import Split
+from segdesk.io.images import hash_file, probe_image
+from segdesk.io.labels import write_labels
+from segdesk.io.masks import read_mask
+from segdesk.io.store import ProjectStore
+from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Said, Stepped
+from segdesk.session.models import ModelEntry, current_model, find_model, use_model
+from segdesk.session.projects import find_images, match_masks
+from segdesk.session.session import Session
+from segdesk.session.training import close_orphans, judged_samples, start
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("train")(train)
+    app.command("evaluate")(evaluate)
+
+
+def train(
+    project: Path = typer.Argument(..., help="The project."),
+    model: str | None = typer.Option(None, "--model", help="Model to start from."),
+    recipe: str | None = typer.Option(None, "--recipe", help="all, decoder or head."),
+    settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
+    use: bool = typer.Option(False, "--use", help="Make the new model the one in use."),
+    as_json: bool = typer.Option(False, "--json", help="One event a line; last, the outcome."),
+) -> None:
+    """Fine-tune a model on the corrected images of a project."""
+    values: dict[str, Any] = parse_assignments(settings)
+    config = TrainingConfig.from_user(values | ({"recipe": recipe} if recipe else {}))
+    with ProjectStore.open(project) as store, meter("Fine-tuning") as progress:
+        session = Session(store)
+        close_orphans(session)
+        run = _train(session, config, model, progress, as_json)
+        if use and run.state is RunState.COMPLETED:
+            use_model(session, run.new_model)
+    _report(run, as_json)
+    if run.state is not RunState.COMPLETED:
+        raise SegDeskError(run.reason or "The run was stopped; its checkpoint is kept.")
+
+
+def _train(
+    session: Session, config: TrainingConfig, model: str | None, progress: Meter, as_json: bool
+) -> Run:
+    from segdesk.training.inline import InlineBackend
+
+    def on_event(event: AnyEvent) -> None:
+        session.handle(event)
+        if as_json:
+            show(event.model_dump_json())
+        elif isinstance(event, Stepped):
+            progress(event.step, event.total, f"loss {event.loss:.3f}")
+        elif isinstance(event, Said):
+            say(event.text)
+        elif isinstance(event, Evaluated) and event.scores["dice"] is not None:
+            say(f"after {event.step} steps: validation Dice {event.scores['dice']:.3f}")
+        elif isinstance(event, Finished) and event.reason:
+            say(event.reason)
+
+    backend = InlineBackend(on_event)
+    session.attach(backend)
+    with _interrupt_cancels(backend.cancel):
+        started = start(session, config, model)
+    return next(run for run in session.store.runs() if run.id == started.id)
+
+
+@contextmanager
+def _interrupt_cancels(cancel: Any) -> Iterator[None]:
+    """Make the first Ctrl-C end the run at its next step, with a checkpoint."""
+    before = signal.signal(signal.SIGINT, lambda *_: cancel(""))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _report(run: Run, as_json: bool) -> None:
+    if as_json:
+        name = run.new_model if run.state is RunState.COMPLETED else None
+        show_json(
+            {
+                "run": run.id,
+                "state": str(run.state),
+                "model": name,
+                "reason": run.reason,
+                "before": run.before,
+                "after": run.after,
+            }
+        )
+    elif run.state is RunState.COMPLETED:
+        show(f"Made {run.new_model}." + _gain(run))
+
+
+def _gain(run: Run) -> str:
+    before, after = run.before or {}, run.after or {}
+    if before.get("dice") is None or after.get("dice") is None:
+        return " No labelled image is held back for validation, so it has no score."
+    return (
+        f" Validation Dice {before['dice']:.3f} before, {after['dice']:.3f} after "
+        f"({after['n']} images)."
+    )
+
+
+def evaluate(
+    project: Path | None = typer.Argument(None, help="A project: its validation images."),
+    model: str | None = typer.Option(None, "--model", help="Name or folder of a model."),
+    images: Path | None = typer.Option(None, "--images", help="Folder of images."),
+    masks: Path | None = typer.Option(None, "--masks", help="Folder of their true masks."),
+    device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or mps."),
+    as_json: bool = typer.Option(False, "--json", help="Report as JSON."),
+) -> None:
+    """Score a model on labelled images."""
+    from segdesk.training.inline import evaluate_model
+
+    config = InferenceConfig.from_user({"device": device})
+    with _labelled(project, model, images, masks) as (entry, samples), meter("Judging") as progress:
+        scores = evaluate_model(entry.folder, samples, config, progress)
+    if as_json:
+        show_json({"model": entry.name, **scores})
+        return
+    over = ", ".join(scores["classes"])
+    show(f"{entry.name} on {scores['n']} images (means over images, over {over}):")
+    show(f"  Dice {scores['dice']:.4f}  IoU {scores['iou']:.4f}")
+    show(f"  pixel accuracy {scores['pixel_accuracy']:.4f} (over all pixels)")
+
+
+@contextmanager
+def _labelled(
+    project: Path | None, model: str | None, images: Path | None, masks: Path | None
+) -> Iterator[tuple[ModelEntry, list[ManifestSample]]]:
+    """Find the model and the labelled images to judge it on."""
+    if images is not None and masks is not None:
+        with tempfile.TemporaryDirectory() as work:
+            if project is not None:
+                with ProjectStore.open(project, read_only=True) as store:
+                    entry = _model_of(store, model)
+            else:
+                entry = find_model(model or "nuclei-unet")
+            yield entry, _from_folders(entry, images, masks, Path(work))
+        return
+    if project is None:
+        raise InputError("Name a project, or give --images FOLDER and --masks FOLDER.")
+    with ProjectStore.open(project, read_only=True) as store:
+        entry = _model_of(store, model)
+        if entry.card.classes != store.classes.names:
+            raise InputError(
+                f"The model {entry.name!r} knows {', '.join(entry.card.classes)}, the project has "
+                f"{', '.join(store.classes.names)}; they cannot be compared."
+            )
+        with tempfile.TemporaryDirectory() as work:
+            yield entry, judged_samples(store, Path(work))
+
+
+def _model_of(store: ProjectStore, model: str | None) -> ModelEntry:
+    entry = find_model(model, store) if model else current_model(store)
+    if entry is None:
+        raise InputError("No model fits this project; name one with --model.")
+    return entry
+
+
+def _from_folders(
+    entry: ModelEntry, images: Path, masks: Path, work: Path
+) -> list[ManifestSample]:
+    classes = ClassMap.from_names(list(entry.card.classes))
+    samples = []
+    for pair in match_masks(find_images([images]), masks):
+        if pair.mask is None:
+            continue
+        shape = probe_image(pair.path).shape
+        labels = read_mask(pair.mask, classes, shape).labels
+        file = work / f"{len(samples)}.tif"
+        write_labels(file, labels, np.full(shape, Supervision.ACCEPTED, np.uint8))
+        samples.append(
+            ManifestSample(
+                id=pair.path.name,
+                image=pair.path.absolute(),
+                sha256=hash_file(pair.path),
+                labels=file,
+                revision=1,
+                split=Split.VALIDATION,
+            )
+        )
+    return samples

@@ -1,0 +1,1 @@
+"""Knobs: every setting a user can change, declared once."""

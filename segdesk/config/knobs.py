@@ -1,0 +1,74 @@
+"""What every config class shares: frozen, strict, and readable as a form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from segdesk.core.errors import InputError
+
+
+class Knobs(BaseModel):
+    """Base of the config classes.
+
+    A knob is one pydantic field: type, default, bounds, title, description and,
+    in ``json_schema_extra``, ``unit``, ``log`` (log scale) and ``basic`` (shown
+    without unfolding). Form, command line, run file and docs read them there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def from_user(cls, values: Mapping[str, Any], *, base: Self | None = None) -> Self:
+        """Make a config from what a user typed, on top of ``base``.
+
+        Raises
+        ------
+        InputError
+            An unknown name, or a value outside its bounds, named in a sentence.
+        """
+        known = cls.model_fields
+        for name in values:
+            if name not in known:
+                raise InputError(
+                    f"There is no setting called {name!r}; the settings are: "
+                    + ", ".join(sorted(known))
+                    + "."
+                )
+        start = base.model_dump() if base is not None else {}
+        try:
+            return cls.model_validate({**start, **values})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            field = known.get(name)
+            title = field.title if field is not None and field.title else name
+            raise InputError(
+                f"{title} ({name}) cannot be {first['input']!r}: {first['msg'].lower()}."
+            ) from None
+
+
+def extra(field: FieldInfo) -> dict[str, Any]:
+    """Return a field's unit, log and basic marks."""
+    marks = field.json_schema_extra
+    return dict(marks) if isinstance(marks, dict) else {}
+
+
+def parse_assignments(pairs: list[str]) -> dict[str, str]:
+    """Turn ``["tile_size=512"]`` into ``{"tile_size": "512"}``.
+
+    Raises
+    ------
+    InputError
+        A part without ``=``.
+    """
+    values: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name.strip():
+            raise InputError(f"{pair!r} is not a setting; write it as name=value.")
+        values[name.strip()] = value.strip()
+    return values

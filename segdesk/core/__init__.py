@@ -1,0 +1,1 @@
+"""Nouns: what SegDesk talks about. No I/O, no torch, no Qt."""

@@ -1,0 +1,77 @@
+"""What a model said about a sample, and how it came to say it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: A pixel counts as unsure when the two most probable classes are less than
+#: this far apart; with two classes: the probability lies in 0.25 to 0.75.
+UNSURE_MARGIN = 0.5
+
+
+class UncertaintyKind(StrEnum):
+    """How uncertainty is computed from class probabilities; all lie in 0..1."""
+
+    ENTROPY = "entropy"
+    MARGIN = "margin"
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a prediction comes from: enough to make it again."""
+
+    model: str
+    weights_sha256: str
+    image_sha256: str
+    image: str
+    config: dict[str, Any]
+    device: str
+    segdesk_version: str
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Files of one prediction.
+
+    Attributes
+    ----------
+    sample_id
+        The sample's id.
+    model
+        Name of the model.
+    folder
+        Holds ``labels.tif`` (uint8), ``uncertainty.tif`` (float32, 0 to 1),
+        ``probabilities.zarr`` (float16, class first) and ``provenance.json``.
+    score
+        Share of unsure pixels, 0 to 1 (see :data:`UNSURE_MARGIN`).
+    """
+
+    sample_id: str
+    model: str
+    folder: Path
+    score: float
+
+    @property
+    def labels_path(self) -> Path:
+        """TIFF of label values."""
+        return self.folder / "labels.tif"
+
+    @property
+    def uncertainty_path(self) -> Path:
+        """TIFF of the uncertainty, 0 (sure) to 1 (guessing)."""
+        return self.folder / "uncertainty.tif"
+
+    @property
+    def probabilities_path(self) -> Path:
+        """Zarr array of class probabilities."""
+        return self.folder / "probabilities.zarr"

@@ -1,0 +1,1 @@
+"""Prediction: tiles, probabilities, uncertainty, and the engine process."""

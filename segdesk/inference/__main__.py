@@ -1,0 +1,28 @@
+"""The engine process: ``python -m segdesk.inference LOG``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from segdesk.jobs.child import ParentLine, lower_priority
+
+
+def main() -> None:
+    """Listen for orders until the parent goes away."""
+    line = ParentLine(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    lower_priority()
+    # After the real stdout was put aside: torch may print while it is imported.
+    from segdesk.inference.engine import Engine
+    from segdesk.jobs.messages import Ready
+    from segdesk.nn.device import pick_device
+
+    engine = Engine(line.send)
+    line.listen(engine.take, engine.stop)
+    choice = pick_device("auto")
+    line.send(Ready(device=str(choice.device), reason=choice.reason))
+    engine.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Bytes: image and label files, the project store, atomic writes."""

@@ -1,0 +1,1 @@
+"""Running things: worker processes, their messages, and calling them off."""

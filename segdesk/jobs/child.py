@@ -1,0 +1,77 @@
+"""The worker's end of the line: orders on stdin, events on stdout.
+
+Libraries print to stdout when they please, so the real stdout is kept aside for
+events and file descriptors 1 and 2 are pointed at a log before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from pydantic import ValidationError
+
+from segdesk.jobs.messages import ORDER, AnyEvent, CancelOrder, PredictOrder
+
+
+class ParentLine:
+    """Sends events to the parent and reads its orders.
+
+    Parameters
+    ----------
+    log
+        File that takes what would have gone to stdout and stderr; None leaves
+        both where they are (a run started by hand).
+    """
+
+    def __init__(self, log: Path | None) -> None:
+        self._lock = threading.Lock()
+        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1, newline="\n")
+        if log is not None:
+            with log.open("ab") as sink:
+                os.dup2(sink.fileno(), 1)
+                os.dup2(sink.fileno(), 2)
+
+    def send(self, event: AnyEvent) -> None:
+        """Write one event; a parent that is gone is not an error here."""
+        with self._lock:
+            try:
+                self._out.write(event.model_dump_json() + "\n")
+                self._out.flush()
+            except (BrokenPipeError, OSError, ValueError):
+                return
+
+    def listen(
+        self,
+        on_order: Callable[[PredictOrder | CancelOrder], None],
+        on_parent_gone: Callable[[], None],
+    ) -> None:
+        """Read orders in a background thread until stdin ends: the parent died."""
+
+        def read() -> None:
+            for line in sys.stdin:
+                try:
+                    order = ORDER.validate_json(line)
+                except ValidationError as error:
+                    sys.stderr.write(f"An order was not understood: {error}\n")
+                    continue
+                on_order(order)
+            on_parent_gone()
+
+        threading.Thread(target=read, name="segdesk-orders", daemon=True).start()
+
+
+def lower_priority() -> None:
+    """Let the window and everything else go first."""
+    process = psutil.Process()
+    try:
+        if sys.platform == "win32":
+            process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+        else:
+            process.nice(10)
+    except psutil.Error:
+        return

@@ -1,0 +1,1 @@
+"""Torch parts that architectures, prediction and training share."""

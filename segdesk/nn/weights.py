@@ -1,0 +1,140 @@
+"""Loading and saving model packages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from segdesk.core.card import ModelCard
+from segdesk.core.errors import InputError
+from segdesk.io.atomic import atomic_write_bytes, atomic_write_text
+from segdesk.io.packages import CARD, WEIGHTS, hash_weights, read_card
+from segdesk.nn.registry import build_network, find_architecture
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with its weights, its card and the hash of its weights."""
+
+    network: nn.Module
+    card: ModelCard
+    weights_sha256: str
+
+    @property
+    def stride(self) -> int:
+        """Height and width of the input must be multiples of this, in pixels."""
+        return find_architecture(self.card.architecture).stride
+
+
+def load_model(folder: Path) -> LoadedModel:
+    """Load a package strictly, on the CPU, in evaluation mode.
+
+    Raises
+    ------
+    InputError
+        Not a package, a pickle, a damaged file, or weights of another network.
+    """
+    card = read_card(folder)
+    network = build_network(card)
+    load_weights(network, folder / WEIGHTS, card.name)
+    network.eval()
+    return LoadedModel(network, card, hash_weights(folder))
+
+
+def load_weights(network: nn.Module, path: Path, name: str) -> None:
+    """Copy the tensors of a safetensors file into ``network``, all of them.
+
+    Raises
+    ------
+    InputError
+        The file is damaged, or its tensors are not this network's.
+    """
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"The weights of {name!r} ({path}) are damaged ({error}); copy the model again."
+        ) from None
+    wanted = network.state_dict()
+    missing = sorted(set(wanted) - set(tensors))
+    extra = sorted(set(tensors) - set(wanted))
+    odd = sorted(k for k in wanted if k in tensors and wanted[k].shape != tensors[k].shape)
+    if missing or extra or odd:
+        parts = [
+            f"{len(keys)} {what} (first: {keys[0]})"
+            for keys, what in ((missing, "missing"), (extra, "unknown"), (odd, "of another shape"))
+            if keys
+        ]
+        raise InputError(
+            f"The weights of {name!r} do not fit the network its card describes: tensors "
+            + ", ".join(parts)
+            + "."
+        )
+    network.load_state_dict(tensors, strict=True)
+
+
+def save_model(folder: Path, network: nn.Module, card: ModelCard) -> ModelCard:
+    """Write weights and card; returns the card with hash and parameter count."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(folder / WEIGHTS, network)
+    card = card.model_copy(
+        update={
+            "weights_sha256": hash_weights(folder),
+            "parameters": sum(p.numel() for p in network.parameters()),
+        }
+    )
+    atomic_write_text(folder / CARD, card.model_dump_json(indent=2) + "\n")
+    return card
+
+
+def write_weights(path: Path, network: nn.Module, metadata: dict[str, str] | None = None) -> None:
+    """Write the weights as safetensors; the old file stays until the new is whole."""
+    state = {k: v.detach().to("cpu").contiguous() for k, v in network.state_dict().items()}
+    # Through bytes and not save_file, so that a full disk is an OSError we can explain.
+    atomic_write_bytes(path, save(state, metadata))
+
+
+def adapt_outputs(loaded: LoadedModel, card: ModelCard) -> nn.Module:
+    """Build the network of ``card`` with the weights of ``loaded``.
+
+    Encoder and decoder are taken over. An output map is taken over when a class
+    of the same name exists; the first class, the background, always is. Others
+    start untrained.
+    """
+    network = build_network(card)
+    if loaded.card.classes == card.classes:
+        network.load_state_dict(loaded.network.state_dict())
+        return network
+    old, new = loaded.network.state_dict(), network.state_dict()
+    source = {name: i for i, name in enumerate(loaded.card.classes)}
+    pairs = [(k, source[n] if n in source else 0) for k, n in enumerate(card.classes)
+             if n in source or k == 0]
+    for key, value in old.items():
+        is_output = ".maps." in key or key in ("head.weight", "head.bias")
+        if not is_output and key in new and new[key].shape == value.shape:
+            new[key] = value
+    for target, origin in pairs:
+        for part in ("weight", "bias"):
+            mine, theirs = f"head.1.maps.{target}.{part}", f"head.1.maps.{origin}.{part}"
+            if mine in new and theirs in old:
+                new[mine] = old[theirs]
+            elif f"head.{part}" in new:
+                new[f"head.{part}"][target] = old[f"head.{part}"][origin]
+    network.load_state_dict(new)
+    return network
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Return the number of trainable numbers."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seed torch and return a generator of its own for the data."""
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,1 @@
+"""Verbs: what every face (window, plugin, command line) can do."""

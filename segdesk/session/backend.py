@@ -1,0 +1,33 @@
+"""What does the computing: worker processes or this very process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from segdesk.jobs.messages import PredictOrder
+
+
+class Backend(Protocol):
+    """Takes orders; its events reach :meth:`Session.handle` on the session's thread.
+
+    Two implementations, chosen by whoever starts the session:
+    ``segdesk.session.workers.WorkerBackend`` (window, plugin) and
+    ``segdesk.training.inline.InlineBackend`` (command line, tests).
+    """
+
+    def predict(self, order: PredictOrder) -> None:
+        """Predict one image."""
+        ...
+
+    def train(self, run_id: str, folder: Path) -> None:
+        """Start the fine-tuning run in ``folder``."""
+        ...
+
+    def cancel(self, job: str) -> None:
+        """Ask for a job's end; its ``Finished`` follows."""
+        ...
+
+    def close(self) -> None:
+        """End everything that runs."""
+        ...

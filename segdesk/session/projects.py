@@ -1,0 +1,280 @@
+"""Making projects and filling them with images and masks."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segdesk.core.annotation import Supervision
+from segdesk.core.classes import ClassMap
+from segdesk.core.errors import InputError
+from segdesk.core.sample import Sample, Split, Status
+from segdesk.io.atomic import explain_os_errors
+from segdesk.io.images import hash_file, probe_image
+from segdesk.io.masks import MaskReading, read_mask
+from segdesk.session.models import list_models
+from segdesk.session.session import Session
+
+if TYPE_CHECKING:
+    from segdesk.io.store import ProjectStore
+
+#: Share of the images held back to check models.
+VALIDATION_SHARE = 0.2
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif"})
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class NewImage:
+    """An image to add, with what is known of it beforehand.
+
+    ``split`` overrules the draw; ``reference`` is a true mask to compare with.
+    """
+
+    path: Path
+    mask: Path | None = None
+    split: Split | None = None
+    group: str = ""
+    reference: Path | None = None
+
+
+@dataclass
+class Added:
+    """What adding came to."""
+
+    samples: list[Sample] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the image files among ``paths``, and in the folders among them.
+
+    Raises
+    ------
+    InputError
+        A path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(
+                p
+                for p in path.iterdir()
+                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+            )
+            if not inside:
+                raise InputError(f"The folder {path} holds no images.")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InputError(f"There is no file {path}.")
+    return found
+
+
+def match_masks(images: Sequence[Path], folder: Path) -> list[NewImage]:
+    """Pair images with the masks of the same stem in ``folder``.
+
+    Raises
+    ------
+    InputError
+        ``folder`` does not exist, or holds no mask for any of the images.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder} to take masks from.")
+    by_stem = {p.stem: p for p in folder.iterdir() if p.suffix.lower() in MASK_SUFFIXES}
+    pairs = [NewImage(path, mask=by_stem.get(path.stem)) for path in images]
+    if not any(pair.mask for pair in pairs):
+        raise InputError(
+            f"No mask in {folder} is named like any of the images; a mask needs the name of its "
+            "image, such as cell1.png for cell1.jpg."
+        )
+    return pairs
+
+
+def add_images(
+    session: Session,
+    images: Sequence[NewImage],
+    *,
+    copy: bool = False,
+    group_by: str = "",
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Added:
+    """Add images, and their masks as accepted labels.
+
+    Every file is read before anything is written: an error leaves the project as
+    it was. The split of an image is drawn once, here, by its content.
+
+    Parameters
+    ----------
+    copy
+        Copy the files into the project instead of referring to them.
+    group_by
+        Regular expression searched in the file names; images whose match (or
+        first group) is the same share a split.
+    skip_bad
+        Report unusable files in ``Added.refused`` and add the others.
+
+    Raises
+    ------
+    InputError
+        A file cannot be used (without ``skip_bad``), or the disk is full.
+    """
+    added = Added()
+    prepared = _prepare(session.store, images, group_by, skip_bad, added, progress)
+    prepared = _draw_splits(session.store, prepared)
+    if copy:
+        prepared = [_copied(session.store.folder, entry) for entry in prepared]
+    samples = [sample for sample, _ in prepared]
+    session.store.add_samples(samples)
+    for sample, reading in prepared:
+        if reading is None:
+            added.samples.append(sample)
+            continue
+        accepted = np.full(reading.labels.shape, Supervision.ACCEPTED, np.uint8)
+        annotation = session.store.write_revision(
+            sample.id, reading.labels, accepted, origin=f"imported: {reading.description}"
+        )
+        done = replace(sample, status=Status.ACCEPTED, head=annotation.revision)
+        session.store.replace_sample(done)
+        added.samples.append(done)
+        added.notes.append(f"{sample.name}: {reading.description}")
+    session.events.samples_added.emit(added.samples)
+    return added
+
+
+_Prepared = list[tuple[Sample, MaskReading | None]]
+
+
+def _prepare(
+    store: ProjectStore,
+    images: Sequence[NewImage],
+    group_by: str,
+    skip_bad: bool,
+    added: Added,
+    progress: Callable[[int, int], None],
+) -> _Prepared:
+    pattern = _pattern(group_by)
+    known = {sample.sha256: sample.name for sample in store.samples()}
+    taken: set[str] = set()
+    prepared: _Prepared = []
+    for done, image in enumerate(images):
+        progress(done, len(images))
+        try:
+            sample, reading = _read(store, image, pattern, taken)
+        except InputError as error:
+            if not skip_bad:
+                raise
+            added.refused.append(error.message)
+            continue
+        if sample.sha256 in known:
+            added.notes.append(
+                f"{sample.name} is the same file as {known[sample.sha256]}, which is in the "
+                "project already; it was left out."
+            )
+            continue
+        known[sample.sha256] = sample.name
+        taken.add(sample.id)
+        prepared.append((sample, reading))
+    progress(len(images), len(images))
+    return prepared
+
+
+def _pattern(group_by: str) -> re.Pattern[str] | None:
+    try:
+        return re.compile(group_by) if group_by else None
+    except re.error as error:
+        raise InputError(f"{group_by!r} is not a regular expression: {error}.") from None
+
+
+def _read(
+    store: ProjectStore, image: NewImage, pattern: re.Pattern[str] | None, taken: set[str]
+) -> tuple[Sample, MaskReading | None]:
+    path = image.path.absolute()
+    info = probe_image(path)
+    group = image.group
+    if pattern is not None:
+        match = pattern.search(path.name)
+        if match is None:
+            raise InputError(
+                f"The pattern {pattern.pattern!r} finds no group in {path.name}; every image "
+                "needs one."
+            )
+        group = match.group(1) if pattern.groups else match.group(0)
+    sample = Sample(
+        id=store.new_sample_id(path.name, taken),
+        name=path.name,
+        path=path,
+        sha256=hash_file(path),
+        shape=info.shape,
+        channels=info.channels,
+        dtype=info.dtype,
+        split=image.split or Split.TRAIN,
+        group=group,
+        reference=image.reference.absolute() if image.reference else None,
+    )
+    reading = read_mask(image.mask, store.classes, info.shape) if image.mask else None
+    return (sample if image.split else replace(sample, group=group)), reading
+
+
+def _draw_splits(store: ProjectStore, prepared: _Prepared) -> _Prepared:
+    """Hold back a fifth of the groups, chosen by content and never moved again.
+
+    Groups that are in the project already keep their side. Images that a bundled
+    model learnt from never become validation.
+    """
+    old = store.samples()
+    sides = {s.group: s.split for s in old if s.group}
+    learnt = {sha for entry in list_models(store) for sha in entry.card.trained_ids}
+    fresh: dict[str, list[str]] = {}
+    for sample, _ in prepared:
+        if sample.group not in sides:
+            fresh.setdefault(sample.group or sample.sha256, []).append(sample.sha256)
+    held = {s.group or s.sha256 for s in old if s.split is Split.VALIDATION}
+    groups = len({s.group or s.sha256 for s in old}) + len(fresh)
+    wanted = max(1, round(VALIDATION_SHARE * groups)) if groups >= 3 else 0
+    # The hash orders the groups at random, and always the same way.
+    usable = sorted(g for g, shas in fresh.items() if not learnt.intersection(shas))
+    usable.sort(key=lambda group: min(fresh[group]))
+    chosen = set(usable[: max(0, wanted - len(held))])
+    explicit = any(sample.split is Split.VALIDATION for sample, _ in prepared)
+    result: _Prepared = []
+    for sample, reading in prepared:
+        key = sample.group or sample.sha256
+        if not explicit:
+            side = sides.get(sample.group) if sample.group else None
+            split = side or (Split.VALIDATION if key in chosen else Split.TRAIN)
+            sample = replace(sample, split=split)
+        result.append((sample, reading))
+    return result
+
+
+def _copied(
+    folder: Path, entry: tuple[Sample, MaskReading | None]
+) -> tuple[Sample, MaskReading | None]:
+    sample, reading = entry
+    target = folder / "images" / f"{sample.id}{sample.path.suffix.lower()}"
+    with explain_os_errors(target):
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(sample.path, target)
+    reference = sample.reference
+    if reference is not None:
+        kept = folder / "reference" / f"{sample.id}{reference.suffix.lower()}"
+        with explain_os_errors(kept):
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copyfile(reference, kept)
+        reference = kept
+    return replace(sample, path=target, reference=reference), reading
+
+
+def parse_classes(text: str) -> ClassMap:
+    """Read ``background,nucleus`` into classes with default colours."""
+    return ClassMap.from_names([name for name in text.split(",") if name.strip()])

@@ -1,0 +1,180 @@
+"""An open project: its state, what runs for it, and what just happened."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from psygnal import Signal
+
+from segdesk.core.errors import SegDeskError
+from segdesk.core.prediction import Prediction
+from segdesk.core.run import Run, RunState
+from segdesk.core.sample import Sample, Status
+from segdesk.io.packages import install_package
+from segdesk.io.store import ProjectStore
+from segdesk.jobs.messages import (
+    AnyEvent,
+    Evaluated,
+    Finished,
+    PredictionReady,
+    Progressed,
+    Ready,
+    Said,
+    Stepped,
+)
+from segdesk.session.backend import Backend
+
+
+class SessionEvents:
+    """Facts the faces listen to; all are emitted on the session's own thread."""
+
+    samples_added = Signal(list)  # of Sample
+    sample_changed = Signal(Sample)  # status, score or head revision
+    labels_changed = Signal(str)  # sample id: the labels on disk are new
+    prediction_ready = Signal(Prediction)
+    job_progressed = Signal(Progressed)
+    job_finished = Signal(Finished)  # predictions and runs, any outcome
+    run_changed = Signal(Run)  # a run started or ended
+    run_stepped = Signal(Stepped)
+    run_evaluated = Signal(Evaluated)
+    model_changed = Signal(str)  # name of the model now in use
+    models_added = Signal(str)  # name of a new model
+    engine_ready = Signal(Ready)
+    said = Signal(str)  # a sentence for the user
+
+
+class Closable(Protocol):
+    """Something that lives as long as the session."""
+
+    def close(self) -> None:
+        """Let go."""
+        ...
+
+
+class Session:
+    """A project store and a backend, and the one writer of both.
+
+    Parameters
+    ----------
+    store
+        The open project.
+    backend
+        What computes. Its events must come to :meth:`handle`.
+    """
+
+    def __init__(self, store: ProjectStore, backend: Backend | None = None) -> None:
+        self.store = store
+        self.events = SessionEvents()
+        self._backend = backend
+        self._jobs: dict[str, str] = {}
+        self._numbers = itertools.count(1)
+
+    @property
+    def backend(self) -> Backend:
+        """What computes."""
+        if self._backend is None:
+            raise SegDeskError("This session only reads; it cannot predict or train.")
+        return self._backend
+
+    def attach(self, backend: Backend) -> None:
+        """Give the session what computes for it, once."""
+        self._backend = backend
+
+    @property
+    def jobs(self) -> dict[str, str]:
+        """Jobs under way: id to the id of the sample or run they are for."""
+        return dict(self._jobs)
+
+    def new_job(self, subject: str) -> str:
+        """Register a job for a sample or run and return its id."""
+        job = f"predict-{next(self._numbers)}"
+        self._jobs[job] = subject
+        return job
+
+    def put_run(self, run: Run) -> None:
+        """Record a run's new state and tell of it."""
+        self.store.put_run(run)
+        if run.state.is_terminal:
+            self._jobs.pop(run.id, None)
+        else:
+            self._jobs[run.id] = run.id
+        self.events.run_changed.emit(run)
+
+    def put_sample(self, sample: Sample) -> None:
+        """Record a sample's new state and tell of it."""
+        self.store.replace_sample(sample)
+        self.events.sample_changed.emit(sample)
+
+    def handle(self, event: AnyEvent) -> None:
+        """Take a worker's event into the project and tell of it."""
+        if isinstance(event, Ready):
+            self.events.engine_ready.emit(event)
+        elif isinstance(event, Progressed):
+            self.events.job_progressed.emit(event)
+        elif isinstance(event, Stepped):
+            self.events.run_stepped.emit(event)
+        elif isinstance(event, Evaluated):
+            self.events.run_evaluated.emit(event)
+        elif isinstance(event, Said):
+            self.events.said.emit(event.text)
+        elif isinstance(event, PredictionReady):
+            self._take_prediction(event)
+        elif isinstance(event, Finished):
+            self._take_end(event)
+
+    def close(self) -> None:
+        """End what runs, then close the project."""
+        if self._backend is not None:
+            self._backend.close()
+        for run in self.store.runs():
+            if run.id in self._jobs and not run.state.is_terminal:
+                reason = "SegDesk was closed; the run's checkpoint is kept."
+                self.store.put_run(replace(run, state=RunState.CANCELED, reason=reason))
+        self._jobs.clear()
+        self.store.close()
+
+    # How ---------------------------------------------------------------------
+
+    def _take_prediction(self, event: PredictionReady) -> None:
+        prediction = Prediction(event.sample, event.model, event.folder, event.score)
+        self.store.record_prediction(prediction, event.weights_sha256)
+        sample = self.store.sample(event.sample)
+        status = Status.PREDICTED if sample.status is Status.NEW else sample.status
+        self.put_sample(replace(sample, status=status, score=event.score))
+        self.events.prediction_ready.emit(prediction)
+
+    def _take_end(self, event: Finished) -> None:
+        run = next((r for r in self.store.runs() if r.id == event.job), None)
+        if run is None:
+            self._jobs.pop(event.job, None)
+        elif not run.state.is_terminal:
+            self._end_run(run, event)
+        self.events.job_finished.emit(event)
+
+    def _end_run(self, run: Run, event: Finished) -> None:
+        state, reason = event.state, event.reason
+        name = run.new_model
+        if state is RunState.COMPLETED:
+            try:
+                install_package(run.folder / "model", self.store.folder / "models" / name)
+            except SegDeskError as error:
+                state, reason = RunState.FAILED, error.message
+        self.put_run(
+            replace(
+                run,
+                state=state,
+                reason=reason,
+                before=event.result.get("before"),
+                after=event.result.get("after"),
+            )
+        )
+        if state is RunState.COMPLETED:
+            self.events.models_added.emit(name)
+
+
+def engine_log(store_folder: Path) -> Path:
+    """Return where the engine of a project writes its log."""
+    return store_folder / "engine.log"

@@ -1,0 +1,1 @@
+"""Fine-tuning: data, losses, the loop and the run process."""

@@ -1,0 +1,58 @@
+"""Augmentation: image, labels and weights together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segdesk.nn.torchvision_compat import import_transforms
+from segdesk.training.dataset import Batch
+
+
+class Augmenter:
+    """Flips, turns and scales crops, and varies their grey values and colour.
+
+    torchvision moves image and mask together; pixels from outside the crop get
+    weight 0, so that nothing is learnt from them. Grey values are varied here,
+    because torchvision's colour transforms take one or three channels only.
+    """
+
+    def __init__(self) -> None:
+        v2 = import_transforms()
+        from torchvision import tv_tensors
+
+        self._tv = tv_tensors
+        self._geometry = v2.Compose(
+            [
+                v2.RandomHorizontalFlip(),
+                v2.RandomVerticalFlip(),
+                v2.RandomAffine(
+                    degrees=180,
+                    scale=(0.8, 1.25),
+                    interpolation=v2.InterpolationMode.BILINEAR,
+                    fill={tv_tensors.Image: 0.0, tv_tensors.Mask: 0.0},
+                ),
+            ]
+        )
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Return a batch with each crop varied on its own."""
+        images, labels, weights = [], [], []
+        for image, label, weight in zip(batch.image, batch.labels, batch.weights, strict=True):
+            planes = torch.stack((label.float(), weight))
+            moved, mask = self._geometry(self._tv.Image(image), self._tv.Mask(planes))
+            images.append(vary_grey(moved.as_subclass(Tensor)))
+            plain = mask.as_subclass(Tensor)
+            labels.append(plain[0].to(torch.uint8))
+            weights.append(plain[1])
+        return Batch(torch.stack(images), torch.stack(labels), torch.stack(weights))
+
+
+def vary_grey(image: Tensor) -> Tensor:
+    """Vary gamma, contrast, brightness and the balance of channels of (C, H, W) in 0..1."""
+    channels = image.shape[0]
+    # Even in the exponent: dim objects beside bright ones are what is missed most.
+    gamma = 2 ** torch.empty(1).uniform_(-1.0, 1.0)
+    gain = torch.empty(1).uniform_(0.8, 1.2) * torch.empty(channels, 1, 1).uniform_(0.9, 1.1)
+    shift = torch.empty(1).uniform_(-0.1, 0.1)
+    return (image.clamp(0, 1) ** gamma * gain + shift).clamp_(0, 1)

@@ -1,0 +1,50 @@
+"""Judging a model on labelled images with the predictor that users see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segdesk.config.inference import InferenceConfig
+from segdesk.core.card import Normalization
+from segdesk.inference.normalize import standardize
+from segdesk.inference.predictor import Predictor
+from segdesk.jobs.cancel import CancelToken
+from segdesk.training.dataset import Item
+from segdesk.training.metrics import confusion, summarize
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Labelled planes on which models are compared; the same for all of them.
+
+    Planes of one image (a stack) are judged as one image.
+    """
+
+    items: tuple[Item, ...]
+    classes: tuple[str, ...]
+    normalization: Normalization
+
+    def score(
+        self,
+        predictor: Predictor,
+        config: InferenceConfig,
+        token: CancelToken | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, Any]:
+        """Return the scores of a model (see :func:`segdesk.training.metrics.summarize`)."""
+        matrices: dict[str, npt.NDArray[np.int64]] = {}
+        for done, item in enumerate(self.items):
+            progress(done, len(self.items))
+            plane = standardize(item.image, self.normalization)
+            predicted = predictor.predict_plane(plane, config, token).argmax(0).astype(np.uint8)
+            matrix = confusion(item.labels, predicted, len(self.classes), item.weights > 0)
+            matrices[item.name] = matrices.get(item.name, 0) + matrix
+        progress(len(self.items), len(self.items))
+        return summarize(list(matrices.values()), self.classes, list(matrices))

@@ -1,0 +1,53 @@
+"""One run from its folder to its one terminal event."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from segdesk.config.training import TrainingConfig
+from segdesk.core.errors import CanceledError, SegDeskError
+from segdesk.core.manifest import RunManifest
+from segdesk.core.run import RunState
+from segdesk.jobs.cancel import CancelToken
+from segdesk.jobs.messages import AnyEvent, Finished
+from segdesk.training.loop import FineTuning
+
+
+def run_folder(folder: Path, send: Callable[[AnyEvent], None], token: CancelToken) -> Finished:
+    """Do the run that ``folder`` describes; events also go to ``events.jsonl``."""
+    manifest = RunManifest.model_validate_json((folder / "manifest.json").read_text("utf-8"))
+    config = TrainingConfig.model_validate_json((folder / "config.json").read_text("utf-8"))
+    with (folder / "events.jsonl").open("a", encoding="utf-8", newline="\n") as journal:
+
+        def tell(event: AnyEvent) -> None:
+            journal.write(event.model_dump_json() + "\n")
+            journal.flush()
+            send(event)
+
+        finished = _finish(folder, manifest, config, tell, token)
+        tell(finished)
+    return finished
+
+
+def _finish(
+    folder: Path,
+    manifest: RunManifest,
+    config: TrainingConfig,
+    tell: Callable[[AnyEvent], None],
+    token: CancelToken,
+) -> Finished:
+    job = manifest.run
+    try:
+        result = FineTuning(folder, manifest, config, tell, token).run()
+        return Finished(job=job, state=RunState.COMPLETED, result=result)
+    except CanceledError:
+        return Finished(job=job, state=RunState.CANCELED)
+    except SegDeskError as error:
+        return Finished(job=job, state=RunState.FAILED, reason=error.message)
+    except Exception as error:  # noqa: BLE001  the child's boundary: its parent must be told
+        traceback.print_exc(file=sys.stderr)
+        reason = f"Fine-tuning failed ({type(error).__name__}: {error}); the log says where."
+        return Finished(job=job, state=RunState.FAILED, reason=reason)
