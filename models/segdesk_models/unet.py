@@ -6,6 +6,8 @@ Segmentation, MICCAI 2015.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -59,8 +61,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [width * 2**level for level in range(LEVELS, -1, -1)]
         self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, 2, stride=2)
-            for i, o in zip(widths, widths[1:], strict=False)
+            nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in pairwise(widths)
         )
         self.blocks = nn.ModuleList(ConvBlock(2 * o, o) for o in widths[1:])
 

@@ -52,9 +52,7 @@ def run(arguments: list[str]) -> int:
     commands = {command.name for command in app.registered_commands} | {
         group.name for group in app.registered_groups
     }
-    is_bare = not arguments or (
-        not arguments[0].startswith("-") and arguments[0] not in commands
-    )
+    is_bare = not arguments or (not arguments[0].startswith("-") and arguments[0] not in commands)
     if is_bare:
         if arguments and not desktop.looks_like_project(arguments[0]):
             return _complain(desktop.unknown_command(arguments[0], commands))

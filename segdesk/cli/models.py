@@ -43,7 +43,7 @@ def list_(project: Path | None = PROJECT, as_json: bool = JSON) -> None:
     with _maybe(project) as store:
         entries = list_models(store)
         used = current_model(store) if store is not None else None
-    models = [
+    models: list[dict[str, Any]] = [
         {
             "name": e.name,
             "architecture": e.card.architecture,

@@ -20,7 +20,7 @@ from segdesk.io.images import hash_file, probe_image
 from segdesk.io.store import DATABASE_NAME, ProjectStore
 from segdesk.jobs.messages import AnyEvent, Finished, PredictionReady, PredictOrder
 from segdesk.session.models import ModelEntry, find_model, list_models
-from segdesk.session.predicting import require_channels, request
+from segdesk.session.predicting import request, require_channels
 from segdesk.session.projects import find_images
 from segdesk.session.session import Session
 

@@ -51,9 +51,7 @@ def add(
     with ProjectStore.open(project) as store, meter("Reading") as progress:
         paths = find_images(images)
         pairs = match_masks(paths, masks) if masks else [NewImage(path) for path in paths]
-        added = add_images(
-            Session(store), pairs, copy=copy, group_by=group_by, progress=progress
-        )
+        added = add_images(Session(store), pairs, copy=copy, group_by=group_by, progress=progress)
         held = sum(sample.split == "validation" for sample in added.samples)
         if as_json:
             show_json(

@@ -180,11 +180,9 @@ def _model_of(store: ProjectStore, model: str | None) -> ModelEntry:
     return entry
 
 
-def _from_folders(
-    entry: ModelEntry, images: Path, masks: Path, work: Path
-) -> list[ManifestSample]:
+def _from_folders(entry: ModelEntry, images: Path, masks: Path, work: Path) -> list[ManifestSample]:
     classes = ClassMap.from_names(list(entry.card.classes))
-    samples = []
+    samples: list[ManifestSample] = []
     for pair in match_masks(find_images([images]), masks):
         if pair.mask is None:
             continue

@@ -53,7 +53,11 @@ class TrainingConfig(Knobs):
         "it does not forget them.",
     )
     batch_size: int = Field(
-        4, ge=1, le=256, title="Batch size", description="Crops per step.",
+        4,
+        ge=1,
+        le=256,
+        title="Batch size",
+        description="Crops per step.",
         json_schema_extra={"unit": "crops"},
     )
     crop_size: int = Field(
@@ -92,13 +96,18 @@ class TrainingConfig(Knobs):
         json_schema_extra={"unit": "steps"},
     )
     weight_decay: float = Field(
-        1e-4, ge=0, le=1, title="Weight decay", description="Pull of the weights towards zero.",
+        1e-4,
+        ge=0,
+        le=1,
+        title="Weight decay",
+        description="Pull of the weights towards zero.",
         json_schema_extra={"log": True},
     )
     seed: int = Field(
         0, ge=0, le=2**31 - 1, title="Seed", description="Same seed, same data: same result."
     )
     device: Device = Field(
-        "auto", title="Device",
+        "auto",
+        title="Device",
         description="What computes: auto takes the graphics card when there is one.",
     )

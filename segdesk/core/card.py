@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segdesk.core.errors import InputError
 
-CARD_VERSION = 1
+CARD_VERSION: Final = 1
 
 
 class Normalization(BaseModel):

@@ -9,7 +9,9 @@ from typing import Any
 
 
 class RunState(StrEnum):
-    """States of a run::
+    """States of a run.
+
+    ::
 
         queued -> running -> completed | canceled | failed | crashed
 

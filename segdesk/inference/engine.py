@@ -43,7 +43,9 @@ class Engine:
         self._tokens: dict[str, CancelToken] = {}
         self._newest: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._loaded: tuple[tuple[str, str, str], LoadedModel, Predictor, DeviceChoice] | None = None
+        self._loaded: tuple[tuple[str, str, str], LoadedModel, Predictor, DeviceChoice] | None = (
+            None
+        )
 
     def take(self, order: PredictOrder | CancelOrder) -> None:
         """Accept an order; returns at once."""

@@ -15,6 +15,7 @@ from segdesk.core.errors import InputError
 from segdesk.inference.normalize import fit_channels, scale_to_unit, standardize
 from segdesk.inference.tiling import Blender, pad, plan
 from segdesk.jobs.cancel import CancelToken
+from segdesk.nn.device import place
 from segdesk.nn.weights import LoadedModel
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ class Predictor:
     def __init__(self, model: LoadedModel, device: torch.device) -> None:
         self._model = model
         self._device = device
-        # channels_last is 1.2 to 2 times faster for convolutions on CPUs.
-        self._network = model.network.to(device, memory_format=torch.channels_last)
+        self._network = place(model.network, device)
 
     def prepare(self, data: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Fit channels and standardise an image, (Z,) Y, X, C in any dtype."""

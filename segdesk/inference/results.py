@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -86,7 +86,7 @@ def predict_to_folder(
                 plane,
                 order.config,
                 token,
-                lambda done, total, z=z: progress(z * total + done, total * len(planes)),
+                _part_of(progress, z, len(planes)),
             )
             labels[z] = lookup[maps.argmax(0)]
             unsure[z] = uncertainty(order.config.uncertainty, maps)
@@ -101,9 +101,14 @@ def predict_to_folder(
     return Prediction(order.sample, order.model, order.out, float(np.mean(scores)))
 
 
-def describe(
-    order: PredictOrder, model: LoadedModel, device: str, seconds: float
-) -> Provenance:
+def _part_of(
+    progress: Callable[[int, int], None], index: int, count: int
+) -> Callable[[int, int], None]:
+    """Report the progress of one of ``count`` equal parts as that of the whole."""
+    return lambda done, total: progress(index * total + done, count * total)
+
+
+def describe(order: PredictOrder, model: LoadedModel, device: str, seconds: float) -> Provenance:
     """Say how a prediction was made."""
     return Provenance(
         model=order.model,
@@ -117,7 +122,7 @@ def describe(
     )
 
 
-def _open_probabilities(folder: Path, classes: int, shape: tuple[int, ...]) -> zarr.Array:
+def _open_probabilities(folder: Path, classes: int, shape: tuple[int, ...]) -> zarr.Array[Any]:
     depth, height, width = shape
     return zarr.create_array(
         store=str(folder / "probabilities.zarr"),

@@ -114,7 +114,8 @@ def window(size: tuple[int, int], sigma_fraction: float = 0.125) -> npt.NDArray[
     for length in size:
         distance = np.arange(length) - (length - 1) / 2
         axes.append(np.exp(-0.5 * (distance / (length * sigma_fraction)) ** 2))
-    return np.maximum(np.outer(*axes), 1e-4).astype(np.float32)
+    weights: npt.NDArray[np.float32] = np.maximum(np.outer(*axes), 1e-4).astype(np.float32)
+    return weights
 
 
 class Blender:

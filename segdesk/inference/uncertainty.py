@@ -36,7 +36,8 @@ def margin(probabilities: Floats) -> Floats:
         float32 (K, ...), summing to one over K.
     """
     top = np.partition(probabilities, -2, axis=0)[-2:]
-    return np.clip(1.0 - (top[1] - top[0]), 0.0, 1.0)
+    values: Floats = np.clip(1.0 - (top[1] - top[0]), 0.0, 1.0)
+    return values
 
 
 _KINDS = {UncertaintyKind.ENTROPY: entropy, UncertaintyKind.MARGIN: margin}

@@ -124,7 +124,7 @@ Event = Annotated[
 ]
 
 ORDER: TypeAdapter[PredictOrder | CancelOrder] = TypeAdapter(Order)
-EVENT: TypeAdapter[
-    Ready | Progressed | PredictionReady | Stepped | Evaluated | Said | Finished
-] = TypeAdapter(Event)
+EVENT: TypeAdapter[Ready | Progressed | PredictionReady | Stepped | Evaluated | Said | Finished] = (
+    TypeAdapter(Event)
+)
 AnyEvent = Ready | Progressed | PredictionReady | Stepped | Evaluated | Said | Finished

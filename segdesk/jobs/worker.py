@@ -115,7 +115,9 @@ class WorkerProcess:
     # How ---------------------------------------------------------------------
 
     def _spawn(self) -> subprocess.Popen[str]:
-        flags = subprocess.CREATE_NEW_PROCESS_GROUP if sys.platform == "win32" else 0
+        flags = 0
+        if sys.platform == "win32":
+            flags = subprocess.CREATE_NEW_PROCESS_GROUP
         process = subprocess.Popen(
             self._arguments,
             stdin=subprocess.PIPE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from segdesk.core.errors import InputError
 
@@ -42,3 +43,12 @@ def pick_device(wanted: str) -> DeviceChoice:
     if wanted == "mps" and not has_mps:
         raise InputError("Apple's graphics processor cannot be used here; choose auto or cpu.")
     return DeviceChoice(torch.device(wanted), "as you chose")
+
+
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to a device, in the memory order convolutions are fastest in.
+
+    channels_last is 1.2 to 2 times faster on CPUs, and what tensor cores want.
+    """
+    placed: nn.Module = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    return placed

@@ -112,8 +112,7 @@ def adapt_outputs(loaded: LoadedModel, card: ModelCard) -> nn.Module:
         return network
     old, new = loaded.network.state_dict(), network.state_dict()
     source = {name: i for i, name in enumerate(loaded.card.classes)}
-    pairs = [(k, source[n] if n in source else 0) for k, n in enumerate(card.classes)
-             if n in source or k == 0]
+    pairs = [(k, source.get(n, 0)) for k, n in enumerate(card.classes) if n in source or k == 0]
     for key, value in old.items():
         is_output = ".maps." in key or key in ("head.weight", "head.bias")
         if not is_output and key in new and new[key].shape == value.shape:

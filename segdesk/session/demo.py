@@ -146,9 +146,7 @@ def _fine_tune(session: Session, failures: list[str]) -> Run:
     return next(run for run in session.store.runs() if run.id == started.id)
 
 
-def _write_pictures(
-    out: Path, before: dict[str, Picture], after: dict[str, Picture]
-) -> list[Path]:
+def _write_pictures(out: Path, before: dict[str, Picture], after: dict[str, Picture]) -> list[Path]:
     paths = []
     for sample_id, first in before.items():
         sheet = stack_pictures([first, after[sample_id]])

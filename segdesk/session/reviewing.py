@@ -26,9 +26,7 @@ def next_samples(session: Session, count: int = 1, skip: str = "") -> list[Sugge
     skip
         Id of the image already on screen.
     """
-    open_ = [
-        s for s in session.store.samples() if s.status is not Status.ACCEPTED and s.id != skip
-    ]
+    open_ = [s for s in session.store.samples() if s.status is not Status.ACCEPTED and s.id != skip]
     open_.sort(key=lambda s: -1.0 if s.score is None else s.score, reverse=True)
     return [Suggestion(s, _why(s)) for s in open_[:count]]
 

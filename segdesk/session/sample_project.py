@@ -39,9 +39,7 @@ def sample_folder() -> Path:
 def sample_images() -> list[SampleImage]:
     """Return what is in the sample project."""
     entries = json.loads((sample_folder() / "sample.json").read_text("utf-8"))["images"]
-    return [
-        SampleImage(e["name"], e["kind"], e["role"], Split(e["split"])) for e in entries
-    ]
+    return [SampleImage(e["name"], e["kind"], e["role"], Split(e["split"])) for e in entries]
 
 
 def make_sample_project(folder: Path) -> Session:

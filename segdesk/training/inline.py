@@ -14,9 +14,9 @@ from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import AnyEvent, PredictOrder
 from segdesk.nn.device import pick_device
 from segdesk.nn.weights import load_model
+from segdesk.training.dataset import load_sample
 from segdesk.training.evaluate import Judge
 from segdesk.training.run import run_folder
-from segdesk.training.dataset import load_sample
 
 
 class InlineBackend:

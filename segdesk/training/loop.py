@@ -25,7 +25,7 @@ from segdesk.inference.predictor import Predictor
 from segdesk.io.packages import REHEARSAL
 from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import AnyEvent, Evaluated, Progressed, Said, Stepped
-from segdesk.nn.device import pick_device
+from segdesk.nn.device import pick_device, place
 from segdesk.nn.losses import dice_cross_entropy
 from segdesk.nn.registry import build_network, find_architecture
 from segdesk.nn.weights import LoadedModel, adapt_outputs, load_model, save_model, seed_everything
@@ -93,7 +93,7 @@ class FineTuning:
         """Fine-tune; returns the new model's name and the scores before and after."""
         self._base, self._model = self._load_start()
         data = self._load_data()
-        network = self._model.network.to(self._device, memory_format=torch.channels_last)
+        network = place(self._model.network, self._device)
         predictor = Predictor(self._model, self._device)
         optimizer, schedule = self._make_optimizer(network)
         sampler = CropSampler(
@@ -158,9 +158,7 @@ class FineTuning:
         for done, sample in enumerate(samples):
             self._token.check()
             text = "Reading images"
-            self._send(
-                Progressed(job=self._manifest.run, done=done, total=len(samples), text=text)
-            )
+            self._send(Progressed(job=self._manifest.run, done=done, total=len(samples), text=text))
             planes[sample.split] += load_sample(sample, card, self._config.corrected_weight)
         if not planes[Split.TRAIN]:
             raise InputError(
@@ -280,9 +278,7 @@ class FineTuning:
             scores.append(judge.score(predictor, InferenceConfig(), self._token))
         result = {**scores[0], "remembered": scores[1]}
         if step == 0:
-            self._send(
-                Evaluated(job=self._manifest.run, step=0, scores=result, is_best=False)
-            )
+            self._send(Evaluated(job=self._manifest.run, step=0, scores=result, is_best=False))
         return result
 
     def _judge_and_keep(
@@ -319,7 +315,9 @@ class FineTuning:
         card = old.model_copy(
             update={
                 "training_data": (*old.training_data, data),
-                "trained_ids": tuple(dict.fromkeys((*old.trained_ids, *(s.sha256 for s in learnt)))),
+                "trained_ids": tuple(
+                    dict.fromkeys((*old.trained_ids, *(s.sha256 for s in learnt)))
+                ),
                 "score": score,
                 "run": manifest.run,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -66,8 +66,9 @@ class ClassCounts:
 
 
 def _ratio(part: Counts, whole: Counts) -> npt.NDArray[np.float64]:
-    result = np.full(part.shape, np.nan)
-    return np.divide(part, whole, out=result, where=whole > 0)
+    result: npt.NDArray[np.float64] = np.full(part.shape, np.nan)
+    np.divide(part, whole, out=result, where=whole > 0)
+    return result
 
 
 def scored_classes(names: Sequence[str]) -> list[int]:
@@ -100,12 +101,14 @@ def summarize(
     for image, matrix in zip(images, matrices, strict=True):
         counts = ClassCounts.of(matrix)
         total = int(matrix.sum())
-        per_image.append({
-            "image": image,
-            "dice": _mean_over(counts.dice(), chosen),
-            "iou": _mean_over(counts.iou(), chosen),
-            "pixel_accuracy": float(counts.hit.sum() / total) if total else 1.0,
-        })
+        per_image.append(
+            {
+                "image": image,
+                "dice": _mean_over(counts.dice(), chosen),
+                "iou": _mean_over(counts.iou(), chosen),
+                "pixel_accuracy": float(counts.hit.sum() / total) if total else 1.0,
+            }
+        )
     whole = np.sum(matrices, axis=0)
     counts = ClassCounts.of(whole)
     dice, iou = counts.dice(), counts.iou()

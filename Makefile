@@ -1,0 +1,74 @@
+# Everything from a fresh clone: `make run` and `make test` each set up what they need.
+# On Windows and macOS use the pip lines in README.md; this file is for Linux.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEBIAN := libegl1 libgl1 libdbus-1-3 libfontconfig1 libglib2.0-0 libxkbcommon-x11-0 \
+  libxcb-cursor0 libxcb-icccm4 libxcb-keysyms1 libxcb-shape0 xvfb xauth
+
+.PHONY: run test setup system-libraries lint docs-screenshots benchmarks nuclei-unet clean
+
+run: setup
+	@if [ -n "$$DISPLAY" ] || [ -n "$$WAYLAND_DISPLAY" ]; then \
+	  $(BIN)/segdesk app --sample; \
+	else \
+	  echo "There is no display here, so this runs 'segdesk demo', the same job without a window."; \
+	  rm -rf demo-out && $(BIN)/segdesk demo --out demo-out; \
+	fi
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m npe2 validate napari_segdesk
+
+setup: system-libraries $(STAMP)
+
+# The pins keep torch's and Qt's known-bad releases out (see constraints.txt).
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app,test]'
+	touch $(STAMP)
+
+# Qt and OpenGL need a few libraries that a bare Debian lacks.
+system-libraries:
+	@if command -v dpkg-query >/dev/null 2>&1; then \
+	  missing=""; \
+	  for package in $(DEBIAN); do \
+	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q "install ok installed" \
+	      || missing="$$missing $$package"; \
+	  done; \
+	  $(PYTHON) -c "import ensurepip, venv" 2>/dev/null || missing="$$missing python3-venv"; \
+	  if [ -n "$$missing" ]; then \
+	    if [ "$$(id -u)" = 0 ]; then \
+	      echo "Installing$$missing"; \
+	      apt-get update -qq && \
+	      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	    else \
+	      echo "Some system libraries are missing. Run this line once, then try again:"; \
+	      echo "  sudo apt-get install -y$$missing"; \
+	      exit 1; \
+	    fi; \
+	  fi; \
+	fi
+
+# Speed, as ratios side by side; not part of `make test`.
+benchmarks: setup
+	$(BIN)/python -m tests.benchmarks.startup
+
+docs-screenshots: setup
+	xvfb-run -a -s "-screen 0 1600x1000x24" $(BIN)/python docs/make_screenshots.py
+
+# Train the shipped model again: make nuclei-unet DATA=folder-of-nuclei
+nuclei-unet: setup
+	$(BIN)/python models/make_nuclei_unet.py --data $(DATA)
+
+clean:
+	rm -rf $(VENV) build dist demo-out .mypy_cache .ruff_cache .pytest_cache
