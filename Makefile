@@ -61,7 +61,7 @@ system-libraries:
 
 # Speed, as ratios side by side; not part of `make test`.
 benchmarks: setup
-	$(BIN)/python -m tests.benchmarks.startup
+	xvfb-run -a -s "-screen 0 1600x1000x24" $(BIN)/python tests/benchmarks/startup.py
 
 docs-screenshots: setup
 	xvfb-run -a -s "-screen 0 1600x1000x24" $(BIN)/python docs/make_screenshots.py

@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     default = Path(__file__).parent / "segdesk_models" / "pretrained" / NAME
     parser.add_argument("--out", type=Path, default=default)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--head", default=OPTIONS["head"])
     parser.add_argument("--activation", default=OPTIONS["activation"])
     arguments = parser.parse_args()

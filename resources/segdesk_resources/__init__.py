@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def icon_path() -> Path:
-    """Return the program's icon, a PNG of 256 by 256 pixels."""
-    return Path(str(files("segdesk_resources"))) / "icons" / "segdesk.png"
+    """Return the program's icon, an SVG."""
+    return Path(str(files("segdesk_resources"))) / "icons" / "segdesk.svg"

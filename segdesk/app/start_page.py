@@ -66,7 +66,7 @@ class StartPage(QWidget):
         layout.addLayout(_heading(icon))
         self.sample_button = _button(
             "Open the sample project",
-            "18 images of cell nuclei to try everything on: five minutes from mask to better model",
+            "18 images of cell nuclei: from first mask to better model in minutes",
             self.sample_wanted.emit,
         )
         self.sample_button.setObjectName("primary")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from napari import Viewer
 from napari.utils.notifications import show_info
-from qtpy.QtCore import QEvent, QObject, QTimer, QUrl
+from qtpy.QtCore import QEvent, QObject, Qt, QTimer, QUrl
 from qtpy.QtGui import QAction, QCloseEvent, QDesktopServices, QIcon
-from qtpy.QtWidgets import QFileDialog, QMainWindow, QMenu, QMessageBox
+from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QMenu, QMessageBox
 
 from segdesk import __version__
 from segdesk.app.new_project import NewProjectDialog
@@ -37,6 +37,8 @@ class DesktopWindow(QObject):
         The napari viewer, SegDesk's panels, and the Qt window.
     start_page
         Covers the image until a project is open.
+    is_closed
+        Whether the window was closed; ``main`` is gone then.
     """
 
     def __init__(self, *, show: bool = True) -> None:
@@ -51,6 +53,9 @@ class DesktopWindow(QObject):
         self.main.setWindowIcon(QIcon(str(icon_path())))
         self.main.resize(*SIZE)
         self.main.installEventFilter(self)
+        self._arrange()
+        self._docks = [d for d in self.main.findChildren(QDockWidget) if not d.isHidden()]
+        self.is_closed = False
         self._settings = load_settings()
         self.start_page = self._make_start_page()
         self._menu = self._make_menu()
@@ -174,16 +179,34 @@ class DesktopWindow(QObject):
         self._show_start_page()
 
     def _show_start_page(self) -> None:
+        self._show_docks(False)
         self.start_page.show_recent(self._settings.recent)
         self.start_page.show()
         self.start_page.raise_()
 
+    def _arrange(self) -> None:
+        """Lay napari's layer list and layer controls over each other, as two tabs.
+
+        Under each other, with the image list below, they would need more height
+        than a laptop's screen has.
+        """
+        left = Qt.DockWidgetArea.LeftDockWidgetArea
+        ours = {panel.parentWidget() for panel in self.workbench.panels.values()}
+        docks = [
+            dock
+            for dock in self.main.findChildren(QDockWidget)
+            if dock not in ours and self.main.dockWidgetArea(dock) == left
+        ]
+        for dock in docks[1:]:
+            self.main.tabifyDockWidget(docks[0], dock)
+
     def _show_docks(self, visible: bool) -> None:
-        for panel in self.workbench.panels.values():
-            dock = panel.parentWidget()
-            if dock is not None:
-                dock.setVisible(visible)
-        self.workbench.raise_panel("Predict")
+        for dock in self._docks:
+            dock.setVisible(visible)
+            if visible and "list" in dock.windowTitle():
+                dock.raise_()
+        if visible:
+            self.workbench.raise_panel("Predict")
 
     def _save_settings(self) -> None:
         try:
@@ -235,6 +258,7 @@ class DesktopWindow(QObject):
             self.workbench.session_closed.disconnect(self._on_closed)
             self.workbench.close()
             self.main.removeEventFilter(self)
+            self.is_closed = True
         return super().eventFilter(watched, event)
 
 

@@ -13,6 +13,7 @@ import typer
 from segdesk import __version__
 from segdesk.cli import demo, desktop, doctor, models, predict, projects, train
 from segdesk.core.errors import InputError, SegDeskError
+from segdesk.jobs.child import share_processor
 
 app = typer.Typer(
     name="segdesk",
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
+    share_processor()
     commands = {command.name for command in app.registered_commands} | {
         group.name for group in app.registered_groups
     }

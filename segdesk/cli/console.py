@@ -65,7 +65,7 @@ def meter(title: str) -> Iterator[Meter]:
 class _PlainMeter:
     def __init__(self, title: str) -> None:
         self._title = title
-        self._shown = -1
+        self._shown = 0  # nothing is said before something is done
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
         part = done * PLAIN_PARTS // max(1, total)

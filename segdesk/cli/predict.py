@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.run import RunState
 from segdesk.io.atomic import explain_os_errors
 from segdesk.io.images import hash_file, probe_image
-from segdesk.io.store import DATABASE_NAME, ProjectStore
+from segdesk.io.store import DATABASE_NAME, SUFFIX, ProjectStore
 from segdesk.jobs.messages import AnyEvent, Finished, PredictionReady, PredictOrder
 from segdesk.session.models import ModelEntry, find_model, list_models
 from segdesk.session.predicting import request, require_channels
@@ -45,7 +47,7 @@ def predict(
     values: dict[str, Any] = parse_assignments(settings)
     values |= {k: v for k, v in (("uncertainty", uncertainty), ("device", device)) if v}
     config = InferenceConfig.from_user(values)
-    is_project = len(what) == 1 and (what[0].suffix == ".segdesk" or _holds_project(what[0]))
+    is_project = len(what) == 1 and (what[0].suffix == SUFFIX or _holds_project(what[0]))
     with meter("Predicting") as progress:
         if is_project:
             results = _predict_project(what[0], model, config, progress)
@@ -61,7 +63,7 @@ def predict(
 
 
 def _holds_project(path: Path) -> bool:
-    return (path / DATABASE_NAME).is_file()
+    return any((p / DATABASE_NAME).is_file() for p in (path, path.with_name(path.name + SUFFIX)))
 
 
 def _predict_project(
@@ -73,7 +75,7 @@ def _predict_project(
         session = Session(store)
         done: list[dict[str, Any]] = []
         samples = {sample.id: sample for sample in store.samples()}
-        failures: list[str] = []
+        failures: list[Finished] = []
 
         def on_event(event: AnyEvent) -> None:
             session.handle(event)
@@ -87,12 +89,12 @@ def _predict_project(
                 )
                 progress(len(done), len(samples))
             elif isinstance(event, Finished) and event.state is RunState.FAILED:
-                failures.append(event.reason)
+                failures.append(event)
 
         session.attach(InlineBackend(on_event))
         request(session, list(samples.values()), config, model)
         if failures:
-            raise InputError(failures[0])
+            raise _failure(failures[0])
     return done
 
 
@@ -106,10 +108,8 @@ def _predict_files(
     results: list[dict[str, Any]] = []
     last: list[AnyEvent] = []
     backend = InlineBackend(last.append)
-    with explain_os_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
     # Beside the results, so that they can be renamed into place on any disk.
-    with explain_os_errors(out), tempfile.TemporaryDirectory(dir=out, prefix=".part-") as part:
+    with _folder(out), tempfile.TemporaryDirectory(dir=out, prefix=".part-") as part:
         for done, path in enumerate(paths):
             progress(done, len(paths), path.name)
             last.clear()
@@ -117,6 +117,21 @@ def _predict_files(
             results.append({"image": str(path), **_place(last, path, out)})
     progress(len(paths), len(paths))
     return results
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Make the folder for the results; away again if it holds none after an error."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        with explain_os_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _default_model() -> ModelEntry:
@@ -153,10 +168,14 @@ def _order(path: Path, entry: ModelEntry, config: InferenceConfig, out: Path) ->
     )
 
 
+def _failure(end: Finished) -> SegDeskError:
+    return (InputError if end.is_input else SegDeskError)(end.reason or f"{end.job}: {end.state}.")
+
+
 def _place(events: list[AnyEvent], path: Path, out: Path) -> dict[str, Any]:
     end = next(event for event in events if isinstance(event, Finished))
     if end.state is not RunState.COMPLETED:
-        raise (InputError if end.reason else SegDeskError)(end.reason or f"{path} was canceled.")
+        raise _failure(end)
     ready = next(event for event in events if isinstance(event, PredictionReady))
     placed: dict[str, Any] = {"unsure": ready.score}
     for part in PARTS:

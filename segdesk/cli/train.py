@@ -53,21 +53,27 @@ def train(
     with ProjectStore.open(project) as store, meter("Fine-tuning") as progress:
         session = Session(store)
         close_orphans(session)
-        run = _train(session, config, model, progress, as_json)
+        run, is_input = _train(session, config, model, progress, as_json)
         if use and run.state is RunState.COMPLETED:
             use_model(session, run.new_model)
     _report(run, as_json)
     if run.state is not RunState.COMPLETED:
-        raise SegDeskError(run.reason or "The run was stopped; its checkpoint is kept.")
+        error = InputError if is_input else SegDeskError
+        raise error(run.reason or "The run was stopped; its checkpoint is kept.")
 
 
 def _train(
     session: Session, config: TrainingConfig, model: str | None, progress: Meter, as_json: bool
-) -> Run:
+) -> tuple[Run, bool]:
+    """Return the run as it ended, and whether what it was given made it fail."""
     from segdesk.training.inline import InlineBackend
+
+    ends: list[Finished] = []
 
     def on_event(event: AnyEvent) -> None:
         session.handle(event)
+        if isinstance(event, Finished):
+            ends.append(event)
         if as_json:
             show(event.model_dump_json())
         elif isinstance(event, Stepped):
@@ -76,14 +82,13 @@ def _train(
             say(event.text)
         elif isinstance(event, Evaluated) and event.scores["dice"] is not None:
             say(f"after {event.step} steps: validation Dice {event.scores['dice']:.3f}")
-        elif isinstance(event, Finished) and event.reason:
-            say(event.reason)
 
     backend = InlineBackend(on_event)
     session.attach(backend)
     with _interrupt_cancels(backend.cancel):
         started = start(session, config, model)
-    return next(run for run in session.store.runs() if run.id == started.id)
+    run = next(run for run in session.store.runs() if run.id == started.id)
+    return run, any(end.is_input for end in ends)
 
 
 @contextmanager
@@ -137,6 +142,8 @@ def evaluate(
     config = InferenceConfig.from_user({"device": device})
     with _labelled(project, model, images, masks) as (entry, samples), meter("Judging") as progress:
         scores = evaluate_model(entry.folder, samples, config, progress)
+    if not scores["n"]:
+        raise InputError("No pixel of these images is labelled, so there is nothing to score.")
     if as_json:
         show_json({"model": entry.name, **scores})
         return

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from segdesk.jobs.child import ParentLine, lower_priority
+from segdesk.jobs.child import ParentLine, lower_priority, share_processor
 
 
 def main() -> None:
     """Listen for orders until the parent goes away."""
     line = ParentLine(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     lower_priority()
+    share_processor()
     # After the real stdout was put aside: torch may print while it is imported.
     from segdesk.inference.engine import Engine
     from segdesk.jobs.messages import Ready

@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable
 
-from segdesk.core.errors import CanceledError, SegDeskError
+from segdesk.core.errors import CanceledError, InputError, SegDeskError
 from segdesk.core.run import RunState
 from segdesk.inference.predictor import Predictor
 from segdesk.inference.results import predict_to_folder
@@ -84,7 +84,10 @@ class Engine:
         except CanceledError:
             return Finished(job=order.job, state=RunState.CANCELED)
         except SegDeskError as error:
-            return Finished(job=order.job, state=RunState.FAILED, reason=error.message)
+            is_input = isinstance(error, InputError)
+            return Finished(
+                job=order.job, state=RunState.FAILED, reason=error.message, is_input=is_input
+            )
         except Exception as error:  # noqa: BLE001  the worker's boundary: it must survive
             traceback.print_exc(file=sys.stderr)
             reason = f"Prediction failed ({type(error).__name__}: {error}); the log says where."

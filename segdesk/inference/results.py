@@ -75,7 +75,6 @@ def predict_to_folder(
     lookup = map_to_classes(model.card.classes, order.classes, order.model)
     image = read_image(order.image)
     planes = planes_of(predictor.prepare(image.data))
-    order.out.parent.mkdir(parents=True, exist_ok=True)
     labels = np.empty((len(planes), *planes[0].shape[:2]), np.uint8)
     unsure = np.empty(labels.shape, np.float32)
     scores = []

@@ -96,11 +96,7 @@ class Journal:
         path = self.revision_file(sample_id, number)
         write_labels(path, labels, supervision)
         with self._database.transaction() as connection:
-            connection.execute(
-                "INSERT INTO revisions VALUES (?, ?, ?, ?, ?)",
-                (sample_id, number, stored_path(path, self.folder), origin, time.time()),
-            )
-            connection.execute("UPDATE samples SET head = ? WHERE id = ?", (number, sample_id))
+            self._insert_revision(connection, sample_id, number, origin)
             _move(connection, sample_id, "active", "merged")
             _move(connection, sample_id, "undone", "dropped")
         return Annotation(sample_id, number, labels.copy(), supervision.copy())
@@ -202,6 +198,16 @@ class Journal:
         with self._database.transaction() as connection:
             connection.execute("UPDATE edits SET state = ? WHERE id = ?", (target, row["id"]))
         return edit_of(row)
+
+    def _insert_revision(
+        self, connection: sqlite3.Connection, sample_id: str, number: int, origin: str
+    ) -> None:
+        path = stored_path(self.revision_file(sample_id, number), self.folder)
+        connection.execute(
+            "INSERT INTO revisions VALUES (?, ?, ?, ?, ?)",
+            (sample_id, number, path, origin, time.time()),
+        )
+        connection.execute("UPDATE samples SET head = ? WHERE id = ?", (number, sample_id))
 
     def _sample(self, sample_id: str) -> Sample:
         row = self._database.row("SELECT * FROM samples WHERE id = ?", sample_id)

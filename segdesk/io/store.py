@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shutil
 import sqlite3
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from segdesk.core.classes import ClassDef, ClassMap
 from segdesk.core.errors import InputError
@@ -20,6 +23,7 @@ from segdesk.core.sample import Sample
 from segdesk.io.atomic import atomic_folder
 from segdesk.io.database import Database
 from segdesk.io.journal import Journal, Revision
+from segdesk.io.labels import write_labels
 from segdesk.io.lock import ProjectLock
 from segdesk.io.schema import (
     APPLICATION_ID,
@@ -34,13 +38,32 @@ from segdesk.io.schema import (
     stored_path,
 )
 
-__all__ = ["DATABASE_NAME", "SCHEMA_VERSION", "SUFFIX", "ProjectStore", "Revision"]
+if TYPE_CHECKING:
+    from segdesk.core.annotation import LabelArray
+
+__all__ = [
+    "DATABASE_NAME",
+    "SCHEMA_VERSION",
+    "SUFFIX",
+    "FirstLabels",
+    "ProjectStore",
+    "Revision",
+]
 
 SUFFIX = ".segdesk"
 DATABASE_NAME = "project.db"
 
 #: Names Windows keeps for devices, whatever their extension.
 DEVICE_NAMES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)$")
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLabels:
+    """Labels that a new sample comes with; arrays as in :meth:`Journal.write_revision`."""
+
+    labels: LabelArray
+    supervision: LabelArray
+    origin: str
 
 
 class ProjectStore(Journal):
@@ -169,8 +192,15 @@ class ProjectStore(Journal):
         hint = f"did you mean {nearest[0]}?" if nearest else "add its image first."
         raise InputError(f"The project has no image {sample_id}; {hint}")
 
-    def add_samples(self, samples: Sequence[Sample]) -> None:
+    def add_samples(
+        self, samples: Sequence[Sample], labels: Mapping[str, FirstLabels] | None = None
+    ) -> None:
         """Add all samples, or none of them after an error.
+
+        Parameters
+        ----------
+        labels
+            Labels that some of them come with, by sample id: their first revision.
 
         Raises
         ------
@@ -184,11 +214,13 @@ class ProjectStore(Journal):
             raise ValueError("a new sample has no revision; its head must be 0")
         marks = ", ".join("?" * len(SAMPLE_COLUMNS.split(",")))
         try:
-            with self._database.transaction() as connection:
+            with self._first_files(labels or {}), self._database.transaction() as connection:
                 connection.executemany(
                     f"INSERT INTO samples ({SAMPLE_COLUMNS}) VALUES ({marks})",
                     [sample_values(sample, self.folder) for sample in samples],
                 )
+                for sample_id, first in (labels or {}).items():
+                    self._insert_revision(connection, sample_id, 1, first.origin)
         except sqlite3.IntegrityError as error:
             raise ValueError(f"a sample cannot be added: {error}") from error
 
@@ -308,6 +340,25 @@ class ProjectStore(Journal):
         text = json.dumps(value)
         with self._database.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, text))
+
+    @contextmanager
+    def _first_files(self, labels: Mapping[str, FirstLabels]) -> Iterator[None]:
+        """Write the label files, and remove them again should the block fail."""
+        written: list[Path] = []
+        taken = {row["id"] for row in self._database.rows("SELECT id FROM samples")}
+        if clash := taken.intersection(labels):
+            raise ValueError(f"a sample cannot be added: {min(clash)} is taken")
+        try:
+            for sample_id, first in labels.items():
+                written.append(self.revision_file(sample_id, 1))
+                write_labels(written[-1], first.labels, first.supervision)
+            yield
+        except BaseException:
+            for file in written:
+                shutil.rmtree(file.parent, ignore_errors=True)
+            with suppress(OSError):  # it holds others
+                (self.folder / "labels").rmdir()
+            raise
 
 
 def _with_suffix(folder: Path) -> Path:

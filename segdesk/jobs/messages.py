@@ -109,12 +109,16 @@ class Said(_Message):
 
 
 class Finished(_Message):
-    """A job has ended: the only terminal event, and exactly one per job."""
+    """A job has ended: the only terminal event, and exactly one per job.
+
+    ``is_input`` says that it failed because of what the user gave it.
+    """
 
     event: Literal["finished"] = "finished"
     job: str
     state: RunState
     reason: str = ""
+    is_input: bool = False
     result: dict[str, Any] = {}
 
 

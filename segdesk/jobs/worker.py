@@ -67,6 +67,7 @@ class WorkerProcess:
         self._log = log
         self._silence_seconds = silence_seconds
         self._jobs: set[str] = {first_job} if first_job else set()
+        self._has_ended = False
         self._lock = threading.Lock()
         self._last_heard = 0.0
         self._ladder_stop = threading.Event()
@@ -87,7 +88,13 @@ class WorkerProcess:
     def give(self, job: str, order: PredictOrder) -> None:
         """Hand a job over; from here on it gets its one ``Finished``."""
         with self._lock:
-            self._jobs.add(job)
+            has_ended = self._has_ended
+            if not has_ended:
+                self._jobs.add(job)
+        if has_ended:  # it died after the caller looked, and nobody reads its events any more
+            reason = crash_reason(self._name, self._process.wait(), self._log)
+            self._on_event(Finished(job=job, state=RunState.CRASHED, reason=reason))
+            return
         self._send(order.model_dump_json())
 
     def cancel(self, job: str) -> None:
@@ -159,6 +166,7 @@ class WorkerProcess:
         self.close_input()
         with self._lock:
             orphans, self._jobs = sorted(self._jobs), set()
+            self._has_ended = True
         for job in orphans:
             reason = crash_reason(self._name, code, self._log)
             self._on_event(Finished(job=job, state=RunState.CRASHED, reason=reason))

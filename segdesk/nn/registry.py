@@ -51,4 +51,9 @@ def build_network(card: ModelCard) -> nn.Module:
             f"The model {card.name!r} sets {sorted(unknown)}, which {spec.name} does not know; "
             "it was made by another version of SegDesk."
         )
-    return spec.build(card.channels, len(card.classes), **{**spec.options, **card.options})
+    try:
+        return spec.build(card.channels, len(card.classes), **{**spec.options, **card.options})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"The model {card.name!r} cannot be built from the options on its card ({error})."
+        ) from None

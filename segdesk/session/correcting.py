@@ -11,7 +11,11 @@ import numpy as np
 from segdesk.core.annotation import Annotation, Edit, Supervision
 from segdesk.core.errors import InputError
 from segdesk.core.sample import Sample, Status
-from segdesk.session.predicting import starting_annotation
+from segdesk.session.predicting import (
+    current_prediction,
+    read_prediction,
+    starting_annotation,
+)
 from segdesk.session.session import Session
 
 if TYPE_CHECKING:
@@ -35,7 +39,8 @@ class Correction:
     def __init__(self, session: Session, sample: Sample) -> None:
         self._session = session
         self._id = sample.id
-        self._prediction: Labels | None = None
+        prediction = current_prediction(session, sample.id)
+        self._prediction: Labels | None = read_prediction(prediction)[0] if prediction else None
         #: Whether the newest revision and the strokes on it give ``annotation``.
         self._is_based = False
         self.annotation: Annotation = starting_annotation(session, sample).copy()
@@ -101,10 +106,7 @@ class Correction:
         edit = self._session.store.undo_edit(self._id)
         if edit is None:
             return None
-        self.annotation.apply(edit, undo=True)
-        if self._prediction is not None:  # newer than what the stroke was painted on
-            unseen = self.annotation.supervision[edit.box] == Supervision.UNSEEN
-            self.annotation.labels[edit.box][unseen] = self._prediction[edit.box][unseen]
+        self._apply(edit, undo=True)
         self._step_back()
         return edit
 
@@ -112,7 +114,7 @@ class Correction:
         """Do the stroke again that was taken back last."""
         edit = self._session.store.redo_edit(self._id)
         if edit is not None:
-            self.annotation.apply(edit)
+            self._apply(edit)
             self._set_status(Status.CORRECTED)
         return edit
 
@@ -128,11 +130,18 @@ class Correction:
             old.supervision == Supervision.ACCEPTED, np.uint8(Supervision.UNSEEN), old.supervision
         )
         self._write(Annotation(self._id, old.revision, old.labels, supervision), "taken back")
-        has_strokes = bool((supervision == Supervision.CORRECTED).any())
-        status = Status.CORRECTED if has_strokes else Status.PREDICTED
-        self._session.put_sample(replace(self.sample, status=status))
+        sample = self.sample
+        without = Status.NEW if sample.score is None else Status.PREDICTED
+        status = Status.CORRECTED if supervision.any() else without
+        self._session.put_sample(replace(sample, status=status))
 
     # How ---------------------------------------------------------------------
+
+    def _apply(self, edit: Edit, *, undo: bool = False) -> None:
+        self.annotation.apply(edit, undo=undo)
+        if self._prediction is not None:  # may be newer than what the stroke was painted on
+            unseen = self.annotation.supervision[edit.box] == Supervision.UNSEEN
+            self.annotation.labels[edit.box][unseen] = self._prediction[edit.box][unseen]
 
     def _check_values(self, values: Labels) -> None:
         top = len(self._session.store.classes) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,17 +26,20 @@ class ModelEntry:
 
 
 def list_models(store: ProjectStore | None = None) -> list[ModelEntry]:
-    """Return the bundled models, then the project's own from old to new."""
+    """Return the bundled models, then the project's own from old to new.
+
+    A damaged one of the project's is left out; :func:`find_model` says why.
+    """
     entries = [
         ModelEntry(name, folder, read_card(folder), True)
         for name, folder in bundled_packages().items()
     ]
     if store is not None and (store.folder / "models").is_dir():
-        own = [
-            ModelEntry(folder.name, folder, read_card(folder), False)
-            for folder in (store.folder / "models").iterdir()
-            if (folder / CARD).is_file()
-        ]
+        own = []
+        folders = (store.folder / "models").iterdir()
+        for folder in (f for f in folders if not f.name.startswith(".")):
+            with suppress(InputError):
+                own.append(ModelEntry(folder.name, folder, read_card(folder), False))
         entries += sorted(own, key=lambda entry: (entry.card.created, entry.name))
     return entries
 
@@ -52,6 +56,8 @@ def find_model(name: str, store: ProjectStore | None = None) -> ModelEntry:
     if name in entries:
         return entries[name]
     path = Path(name)
+    if store is not None and name and (store.folder / "models" / name / CARD).is_file():
+        path = store.folder / "models" / name  # read_card says what is wrong with it
     if path.exists():
         folder = path if path.is_dir() else path.parent
         if path.is_file() and path.suffix != ".safetensors":
@@ -128,6 +134,6 @@ def next_model_name(store: ProjectStore, base: str) -> str:
     stem = re.sub(r"-r\d+$", "", base)
     taken = {entry.name for entry in list_models(store)} | {r.new_model for r in store.runs()}
     number = 1
-    while f"{stem}-r{number}" in taken:
+    while f"{stem}-r{number}" in taken or (store.folder / "models" / f"{stem}-r{number}").exists():
         number += 1
     return f"{stem}-r{number}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,11 +18,9 @@ from segdesk.core.sample import Sample, Split, Status
 from segdesk.io.atomic import explain_os_errors
 from segdesk.io.images import hash_file, probe_image
 from segdesk.io.masks import MaskReading, read_mask
+from segdesk.io.store import FirstLabels, ProjectStore
 from segdesk.session.models import list_models
 from segdesk.session.session import Session
-
-if TYPE_CHECKING:
-    from segdesk.io.store import ProjectStore
 
 #: Share of the images held back to check models.
 VALIDATION_SHARE = 0.2
@@ -131,27 +129,35 @@ def add_images(
     added = Added()
     prepared = _prepare(session.store, images, group_by, skip_bad, added, progress)
     prepared = _draw_splits(session.store, prepared)
-    if copy:
-        prepared = [_copied(session.store.folder, entry) for entry in prepared]
-    samples = [sample for sample, _ in prepared]
-    session.store.add_samples(samples)
-    for sample, reading in prepared:
-        if reading is None:
-            added.samples.append(sample)
-            continue
-        accepted = np.full(reading.labels.shape, Supervision.ACCEPTED, np.uint8)
-        annotation = session.store.write_revision(
-            sample.id, reading.labels, accepted, origin=f"imported: {reading.description}"
+    with _copies(session.store.folder, prepared if copy else []) as copied:
+        prepared = copied or prepared
+        session.store.add_samples(
+            [new.sample for new in prepared],
+            {new.sample.id: _accepted(new.mask) for new in prepared if new.mask},
         )
-        done = replace(sample, status=Status.ACCEPTED, head=annotation.revision)
-        session.store.replace_sample(done)
-        added.samples.append(done)
-        added.notes.append(f"{sample.name}: {reading.description}")
+    added.samples += [session.store.sample(new.sample.id) for new in prepared]
+    added.notes += [
+        f"{new.sample.name}: {new.mask.description}" for new in prepared if new.mask is not None
+    ]
     session.events.samples_added.emit(added.samples)
     return added
 
 
-_Prepared = list[tuple[Sample, MaskReading | None]]
+@dataclass(frozen=True)
+class _New:
+    """A sample to be, with its mask; ``is_fixed``: its split was given and is not drawn."""
+
+    sample: Sample
+    mask: MaskReading | None
+    is_fixed: bool
+
+
+_Prepared = list[_New]
+
+
+def _accepted(mask: MaskReading) -> FirstLabels:
+    supervision = np.full(mask.labels.shape, Supervision.ACCEPTED, np.uint8)
+    return FirstLabels(mask.labels, supervision, f"imported: {mask.description}")
 
 
 def _prepare(
@@ -169,12 +175,13 @@ def _prepare(
     for done, image in enumerate(images):
         progress(done, len(images))
         try:
-            sample, reading = _read(store, image, pattern, taken)
+            new = _read(store, image, pattern, taken)
         except InputError as error:
             if not skip_bad:
                 raise
             added.refused.append(error.message)
             continue
+        sample = new.sample
         if sample.sha256 in known:
             added.notes.append(
                 f"{sample.name} is the same file as {known[sample.sha256]}, which is in the "
@@ -183,7 +190,7 @@ def _prepare(
             continue
         known[sample.sha256] = sample.name
         taken.add(sample.id)
-        prepared.append((sample, reading))
+        prepared.append(new)
     progress(len(images), len(images))
     return prepared
 
@@ -197,7 +204,7 @@ def _pattern(group_by: str) -> re.Pattern[str] | None:
 
 def _read(
     store: ProjectStore, image: NewImage, pattern: re.Pattern[str] | None, taken: set[str]
-) -> tuple[Sample, MaskReading | None]:
+) -> _New:
     path = image.path.absolute()
     info = probe_image(path)
     group = image.group
@@ -218,11 +225,12 @@ def _read(
         channels=info.channels,
         dtype=info.dtype,
         split=image.split or Split.TRAIN,
+        status=Status.ACCEPTED if image.mask else Status.NEW,
         group=group,
         reference=image.reference.absolute() if image.reference else None,
     )
     reading = read_mask(image.mask, store.classes, info.shape) if image.mask else None
-    return (sample if image.split else replace(sample, group=group)), reading
+    return _New(sample, reading, is_fixed=image.split is not None)
 
 
 def _draw_splits(store: ProjectStore, prepared: _Prepared) -> _Prepared:
@@ -234,45 +242,63 @@ def _draw_splits(store: ProjectStore, prepared: _Prepared) -> _Prepared:
     old = store.samples()
     sides = {s.group: s.split for s in old if s.group}
     learnt = {sha for entry in list_models(store) for sha in entry.card.trained_ids}
+    fixed = [new.sample for new in prepared if new.is_fixed]
+    sides |= {s.group: s.split for s in fixed if s.group and s.group not in sides}
     fresh: dict[str, list[str]] = {}
-    for sample, _ in prepared:
-        if sample.group not in sides:
-            fresh.setdefault(sample.group or sample.sha256, []).append(sample.sha256)
-    held = {s.group or s.sha256 for s in old if s.split is Split.VALIDATION}
-    groups = len({s.group or s.sha256 for s in old}) + len(fresh)
+    for new in prepared:
+        if not new.is_fixed and new.sample.group not in sides:
+            fresh.setdefault(_key(new.sample), []).append(new.sample.sha256)
+    held = {_key(s) for s in (*old, *fixed) if s.split is Split.VALIDATION}
+    groups = len({_key(s) for s in (*old, *fixed)}) + len(fresh)
     wanted = max(1, round(VALIDATION_SHARE * groups)) if groups >= 3 else 0
     # The hash orders the groups at random, and always the same way.
     usable = sorted(g for g, shas in fresh.items() if not learnt.intersection(shas))
     usable.sort(key=lambda group: min(fresh[group]))
     chosen = set(usable[: max(0, wanted - len(held))])
-    explicit = any(sample.split is Split.VALIDATION for sample, _ in prepared)
     result: _Prepared = []
-    for sample, reading in prepared:
-        key = sample.group or sample.sha256
-        if not explicit:
-            side = sides.get(sample.group) if sample.group else None
-            split = side or (Split.VALIDATION if key in chosen else Split.TRAIN)
-            sample = replace(sample, split=split)
-        result.append((sample, reading))
+    for new in prepared:
+        if not new.is_fixed:
+            drawn = Split.VALIDATION if _key(new.sample) in chosen else Split.TRAIN
+            new = replace(new, sample=replace(new.sample, split=sides.get(new.sample.group, drawn)))
+        result.append(new)
     return result
 
 
-def _copied(
-    folder: Path, entry: tuple[Sample, MaskReading | None]
-) -> tuple[Sample, MaskReading | None]:
-    sample, reading = entry
-    target = folder / "images" / f"{sample.id}{sample.path.suffix.lower()}"
-    with explain_os_errors(target):
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(sample.path, target)
-    reference = sample.reference
-    if reference is not None:
-        kept = folder / "reference" / f"{sample.id}{reference.suffix.lower()}"
-        with explain_os_errors(kept):
-            kept.parent.mkdir(exist_ok=True)
-            shutil.copyfile(reference, kept)
-        reference = kept
-    return replace(sample, path=target, reference=reference), reading
+def _key(sample: Sample) -> str:
+    return sample.group or sample.sha256
+
+
+@contextmanager
+def _copies(folder: Path, prepared: _Prepared) -> Iterator[_Prepared]:
+    """Copy images and references into the project; away again should the block fail."""
+    made: list[Path] = []
+    try:
+        yield [_copied(folder, new, made) for new in prepared]
+    except BaseException:
+        for file in made:
+            file.unlink(missing_ok=True)
+        for parent in {file.parent for file in made}:
+            with suppress(OSError):  # it holds others
+                parent.rmdir()
+        raise
+
+
+def _copied(folder: Path, new: _New, made: list[Path]) -> _New:
+    def copy(source: Path, part: str) -> Path:
+        target = folder / part / f"{new.sample.id}{source.suffix.lower()}"
+        with explain_os_errors(target):
+            target.parent.mkdir(exist_ok=True)
+            made.append(target)
+            shutil.copyfile(source, target)
+        return target
+
+    reference = new.sample.reference
+    sample = replace(
+        new.sample,
+        path=copy(new.sample.path, "images"),
+        reference=copy(reference, "reference") if reference is not None else None,
+    )
+    return replace(new, sample=sample)
 
 
 def parse_classes(text: str) -> ClassMap:

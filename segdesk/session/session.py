@@ -143,7 +143,9 @@ class Session:
         self.store.record_prediction(prediction, event.weights_sha256)
         sample = self.store.sample(event.sample)
         status = Status.PREDICTED if sample.status is Status.NEW else sample.status
-        self.put_sample(replace(sample, status=status, score=event.score))
+        is_current = self.store.get("current_model") in (None, event.model)
+        score = event.score if is_current else sample.score
+        self.put_sample(replace(sample, status=status, score=score))
         self.events.prediction_ready.emit(prediction)
 
     def _take_end(self, event: Finished) -> None:

@@ -11,7 +11,7 @@ from segdesk.core.errors import InputError
 from segdesk.core.manifest import ManifestSample, RunManifest
 from segdesk.core.run import Run, RunState
 from segdesk.core.sample import Split, Status
-from segdesk.io.atomic import atomic_write_text, explain_os_errors
+from segdesk.io.atomic import atomic_folder
 from segdesk.io.labels import write_labels
 from segdesk.io.store import ProjectStore
 from segdesk.session.correcting import consolidate
@@ -120,10 +120,9 @@ def start(session: Session, config: TrainingConfig, model: str | None = None) ->
 def begin(session: Session, manifest: RunManifest, config: TrainingConfig) -> Run:
     """Write ``manifest`` and ``config`` into a new run folder and start it."""
     folder = session.store.folder / "runs" / manifest.run
-    with explain_os_errors(folder):
-        folder.mkdir(parents=True)
-    atomic_write_text(folder / "manifest.json", manifest.model_dump_json(indent=2) + "\n")
-    atomic_write_text(folder / "config.json", config.model_dump_json(indent=2) + "\n")
+    with atomic_folder(folder) as beside:
+        (beside / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+        (beside / "config.json").write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
     run = Run(
         manifest.run, folder, manifest.base_model, RunState.RUNNING, new_model=manifest.new_model
     )

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from segdesk.jobs.cancel import CancelToken
-from segdesk.jobs.child import ParentLine, lower_priority
+from segdesk.jobs.child import ParentLine, lower_priority, share_processor
 
 #: After its parent died, a run has this long to write a checkpoint.
 LAST_SECONDS = 10.0
@@ -19,6 +19,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     line = ParentLine(folder / "log.txt")
     lower_priority()
+    share_processor()
     token = CancelToken()
 
     def parent_gone() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from segdesk.config.training import TrainingConfig
-from segdesk.core.errors import CanceledError, SegDeskError
+from segdesk.core.errors import CanceledError, InputError, SegDeskError
 from segdesk.core.manifest import RunManifest
 from segdesk.core.run import RunState
 from segdesk.jobs.cancel import CancelToken
@@ -20,11 +21,12 @@ def run_folder(folder: Path, send: Callable[[AnyEvent], None], token: CancelToke
     """Do the run that ``folder`` describes; events also go to ``events.jsonl``."""
     manifest = RunManifest.model_validate_json((folder / "manifest.json").read_text("utf-8"))
     config = TrainingConfig.model_validate_json((folder / "config.json").read_text("utf-8"))
-    with (folder / "events.jsonl").open("a", encoding="utf-8", newline="\n") as journal:
+    # Unbuffered, so that on a full disk a line is lost and not the run's end.
+    with (folder / "events.jsonl").open("ab", buffering=0) as journal:
 
         def tell(event: AnyEvent) -> None:
-            journal.write(event.model_dump_json() + "\n")
-            journal.flush()
+            with suppress(OSError):
+                journal.write(event.model_dump_json().encode() + b"\n")
             send(event)
 
         finished = _finish(folder, manifest, config, tell, token)
@@ -46,7 +48,10 @@ def _finish(
     except CanceledError:
         return Finished(job=job, state=RunState.CANCELED)
     except SegDeskError as error:
-        return Finished(job=job, state=RunState.FAILED, reason=error.message)
+        is_input = isinstance(error, InputError)
+        return Finished(
+            job=job, state=RunState.FAILED, reason=error.message, is_input=is_input
+        )
     except Exception as error:  # noqa: BLE001  the child's boundary: its parent must be told
         traceback.print_exc(file=sys.stderr)
         reason = f"Fine-tuning failed ({type(error).__name__}: {error}); the log says where."

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,44 +9,6 @@ import pytest
 from segdesk.core.classes import ClassMap
 from segdesk.core.sample import Sample, Split
 from segdesk.io.store import ProjectStore
-
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-
-
-@pytest.fixture
-def real_data() -> Path:
-    if not DATA.is_dir():
-        pytest.skip(f"the public data sets are not at {DATA}")
-    return DATA
-
-
-@pytest.fixture
-def two_classes() -> ClassMap:
-    return ClassMap.from_names(["background", "nucleus"])
-
-
-@pytest.fixture
-def tmpfs(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mount small disks of our own: root ignores permission bits, not a full disk."""
-    mounted: list[Path] = []
-
-    def mount(options: str) -> Path:
-        if sys.platform != "linux" or os.geteuid() != 0:
-            pytest.skip("only root on Linux can mount a small disk")
-        point = tmp_path / f"disk{len(mounted)}"
-        point.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", point], capture_output=True
-        )
-        if done.returncode:
-            pytest.skip(f"cannot mount a tmpfs here: {done.stderr.decode().strip()}")
-        mounted.append(point)
-        return point
-
-    yield mount
-    for point in mounted:
-        subprocess.run(["umount", point], check=True)
-
 
 @pytest.fixture
 def new_sample(tmp_path: Path) -> Callable[..., Sample]:

@@ -1,0 +1,101 @@
+"""Make the pictures of the guide from the real window, doing the real job.
+
+    xvfb-run -a -s "-screen 0 1600x1000x24" python docs/make_screenshots.py
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+TARGET = Path(__file__).parent / "images"
+POLL_MS = 100
+
+
+def main() -> None:
+    """Drive the window through the main job, grabbing it on the way."""
+    from napari.qt import get_qapp
+    from qtpy.QtCore import QEventLoop, QTimer
+
+    from segdesk.app.window import DesktopWindow
+    from segdesk.core.run import RunState
+    from segdesk.io.masks import read_mask
+    from segdesk.session.correcting import Correction
+    from segdesk.session.sample_project import sample_images
+
+    application = get_qapp()
+    window = DesktopWindow()
+    window.main.resize(1500, 940)
+
+    def wait(condition: Callable[[], bool]) -> None:
+        loop = QEventLoop()
+        timer = QTimer()
+        timer.timeout.connect(lambda: loop.quit() if condition() else None)
+        timer.start(POLL_MS)
+        loop.exec()
+        timer.stop()
+
+    def pause(milliseconds: int) -> None:
+        loop = QEventLoop()
+        QTimer.singleShot(milliseconds, loop.quit)
+        loop.exec()
+
+    def grab(name: str) -> None:
+        pause(800)
+        picture = window.main.grab()
+        picture.save(str(TARGET / f"{name}.png"))
+
+    pause(1500)
+    grab("start")
+    window.open_sample()
+    session = window.workbench.session
+    assert session is not None
+    wait(lambda: window.workbench.current_correction is not None)
+    window.workbench.predict([s.id for s in session.store.samples()])
+    wait(lambda: not session.jobs)
+    window.workbench.show_sample("fluorescence-04")
+    wait(lambda: window.workbench.current_correction is not None)
+    window.workbench.raise_panel("Predict")
+    grab("predict")
+
+    window.workbench.show_sample("stained-01")
+    wait(lambda: window.workbench.current_correction is not None)
+    layer = window.viewer.layers["Labels"]
+    window.viewer.layers.selection.active = layer
+    layer.mode = "paint"
+    layer.brush_size = 16
+    for y, x in ((60, 60), (90, 140), (150, 220)):
+        layer.paint((y, x), 1)
+    window.workbench.raise_panel("Correct")
+    grab("correct")
+
+    names = {image.name for image in sample_images() if image.role == "correct"}
+    for sample in session.store.samples():
+        if sample.path.stem in names and sample.reference is not None:
+            truth = read_mask(sample.reference, session.store.classes, sample.shape).labels
+            correction = Correction(session, sample)
+            correction.replace(truth, "reference")
+            correction.accept()
+    window.workbench.show_sample("stained-07")
+    wait(lambda: window.workbench.current_correction is not None)
+    window.workbench.raise_panel("Train")
+    window.workbench.panels["Train"].start.click()  # type: ignore[attr-defined]
+    pause(40_000)
+    grab("training")
+    wait(lambda: session.store.runs()[-1].state is not RunState.RUNNING)
+    window.workbench.panels["Train"].use.click()  # type: ignore[attr-defined]
+    pause(500)
+    wait(lambda: not session.jobs)
+    grab("train")
+    window.main.close()
+    application.processEvents()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["SEGDESK_HOME"] = home
+        os.environ["NAPARI_CONFIG"] = str(Path(home) / "napari.yaml")
+        TARGET.mkdir(exist_ok=True)
+        main()

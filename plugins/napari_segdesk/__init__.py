@@ -1,0 +1,11 @@
+"""The napari plugin: SegDesk's panels in a plain napari."""
+
+from napari_segdesk._widgets import (
+    CorrectDock,
+    PredictDock,
+    ProjectDock,
+    SegmentAndCorrect,
+    TrainDock,
+)
+
+__all__ = ["CorrectDock", "PredictDock", "ProjectDock", "SegmentAndCorrect", "TrainDock"]

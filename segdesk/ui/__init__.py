@@ -1,0 +1,1 @@
+"""Qt and napari: layers, panels, and the bridge to the worker processes."""

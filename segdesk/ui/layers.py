@@ -1,0 +1,205 @@
+"""What napari shows of one sample: image, uncertainty, labels, reference."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from napari.layers import Image, Labels, Layer
+from napari.utils.colormaps import Colormap, DirectLabelColormap
+
+from segdesk.core.classes import ClassMap
+from segdesk.ui.legend import (
+    REFERENCE_COLOR,
+    UNCERTAINTY_RGBA,
+    UNCERTAINTY_STOPS,
+    class_colors,
+)
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+    LabelArray = npt.NDArray[np.uint8]
+
+IMAGE: Final = "Image"
+UNCERTAINTY: Final = "Uncertainty"
+LABELS: Final = "Labels"
+REFERENCE: Final = "Reference"
+
+
+class SampleLayers:
+    """The layers of the sample on screen; others in the viewer are left alone.
+
+    Layers are kept from sample to sample, so that tool, brush, opacity and
+    visibility stay as the user set them.
+
+    Parameters
+    ----------
+    viewer
+        Where to show them.
+    classes
+        The project's classes.
+    """
+
+    def __init__(self, viewer: Viewer, classes: ClassMap) -> None:
+        self._viewer = viewer
+        self._classes = classes
+        self._image: Image | None = None
+        self._uncertainty: Image | None = None
+        self._labels: Labels | None = None
+        self._reference: Labels | None = None
+
+    @property
+    def labels(self) -> Labels | None:
+        """The layer that is painted on."""
+        return self._labels
+
+    @property
+    def uncertainty(self) -> Image | None:
+        """The layer of the model's uncertainty."""
+        return self._uncertainty
+
+    @property
+    def reference(self) -> Labels | None:
+        """The layer of the true mask; None for samples without one."""
+        return self._reference
+
+    def all(self) -> list[Layer]:
+        """Return the layers that are SegDesk's."""
+        own = (self._image, self._uncertainty, self._labels, self._reference)
+        return [layer for layer in own if layer is not None]
+
+    def show(self, image: npt.NDArray[Any], labels: LabelArray) -> None:
+        """Show a sample's image, (..., Y, X, C), and a copy of its labels.
+
+        Uncertainty and reference of the sample before are taken away.
+        """
+        self._remove(self._uncertainty, self._reference)
+        self._uncertainty = self._reference = None
+        self._show_image(*displayable(image))
+        if self._labels is None:
+            self._labels = Labels(
+                labels.copy(),
+                name=LABELS,
+                opacity=0.5,
+                colormap=DirectLabelColormap(color_dict=class_colors(self._classes)),
+            )
+            self._labels.brush_size = 12
+            self._viewer.add_layer(self._labels)
+        else:
+            self._labels.data = labels.copy()
+        self._labels.contiguous = True
+        self._viewer.layers.selection.active = self._labels
+        self._viewer.reset_view()
+
+    def replace_labels(self, before: LabelArray, after: LabelArray) -> None:
+        """Write new label values into the layer's own array, in place.
+
+        Pixels that differ from ``before`` belong to a stroke in hand and stay.
+        """
+        if self._labels is not None:
+            data = self._labels.data
+            np.copyto(data, after, where=data == before)
+            self._labels.refresh()
+
+    def set_uncertainty(self, values: npt.NDArray[np.float32]) -> None:
+        """Show uncertainty, 0 to 1."""
+        if self._uncertainty is not None:
+            self._uncertainty.data = values
+            return
+        self._uncertainty = Image(
+            values,
+            name=UNCERTAINTY,
+            colormap=uncertainty_colormap(),
+            contrast_limits=(0, 1),
+            blending="translucent",
+            opacity=0.7,
+        )
+        self._insert(self._uncertainty, below=self._labels)
+
+    def set_reference(self, labels: LabelArray) -> None:
+        """Keep the true mask ready as outlines, hidden."""
+        self._remove(self._reference)
+        colors: dict[int | None, Any] = {None: REFERENCE_COLOR, 0: "transparent"}
+        self._reference = Labels(
+            labels,
+            name=REFERENCE,
+            opacity=1.0,
+            visible=False,
+            colormap=DirectLabelColormap(color_dict=colors),
+        )
+        self._reference.contour = 2
+        self._reference.editable = False
+        self._insert(self._reference, below=None)
+
+    def remove(self) -> None:
+        """Take all of SegDesk's layers away."""
+        self._remove(self._image, self._uncertainty, self._labels, self._reference)
+        self._image = self._uncertainty = self._labels = self._reference = None
+
+    # How ---------------------------------------------------------------------
+
+    def _show_image(
+        self, data: npt.NDArray[Any], is_rgb: bool, limits: tuple[float, float]
+    ) -> None:
+        if self._image is not None and self._image.rgb == is_rgb:
+            self._image.data = data
+            if not is_rgb:
+                self._image.contrast_limits_range = limits
+                self._image.contrast_limits = limits
+            return
+        self._remove(self._image)
+        extra = {} if is_rgb else {"contrast_limits": limits, "colormap": "gray"}
+        self._image = Image(data, rgb=is_rgb, name=IMAGE, **extra)
+        self._insert(self._image, below=self._labels)
+
+    def _insert(self, layer: Layer, below: Layer | None) -> None:
+        """Add a layer without taking the selection from the one being painted on."""
+        active = self._viewer.layers.selection.active
+        layers = self._viewer.layers
+        index = layers.index(below) if below is not None and below in layers else len(layers)
+        layers.insert(index, layer)
+        if active is not None and active in layers:
+            layers.selection.active = active
+
+    def _remove(self, *gone: Layer | None) -> None:
+        for layer in gone:
+            with suppress(ValueError):  # the user may have deleted it
+                if layer is not None:
+                    self._viewer.layers.remove(layer)
+
+
+def uncertainty_colormap() -> Colormap:
+    """Return the colours of the uncertainty, the same as in the legend."""
+    return Colormap(
+        np.array(UNCERTAINTY_RGBA), controls=np.array(UNCERTAINTY_STOPS), name="segdesk-uncertainty"
+    )
+
+
+def displayable(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], bool, tuple[float, float]]:
+    """Return what napari draws: data, whether it is RGB, and contrast limits.
+
+    One channel stays as it is. Three of uint8 are taken as colours; of other
+    types or numbers of channels the first three are stretched to uint8.
+    """
+    low, high = _limits(image)
+    channels = image.shape[-1]
+    if channels == 1:
+        return image[..., 0], False, (low, high)
+    if channels == 3 and image.dtype == np.uint8:
+        return image, True, (0, 255)
+    shown = image[..., :3].astype(np.float32)
+    stretched = np.clip((shown - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+    if channels == 2:
+        empty = np.zeros((*stretched.shape[:-1], 1), np.uint8)
+        stretched = np.concatenate((stretched, empty), axis=-1)
+    return stretched, True, (0, 255)
+
+
+def _limits(image: npt.NDArray[Any]) -> tuple[float, float]:
+    """Return the 0.5th and 99.8th percentile, of a million pixels at most."""
+    step = max(1, int(np.sqrt(image.size / 1e6)))
+    low, high = np.percentile(image[..., ::step, ::step, :].astype(np.float32), (0.5, 99.8))
+    return float(low), float(max(high, low + 1e-6))

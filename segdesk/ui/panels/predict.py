@@ -1,0 +1,241 @@
+"""The Predict panel: which model, on what, how far, and what the colours mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QComboBox, QHBoxLayout, QProgressBar, QWidget
+
+from segdesk.config.inference import InferenceConfig
+from segdesk.core.run import RunState
+from segdesk.jobs.messages import Finished, Progressed, Ready
+from segdesk.session import models
+from segdesk.session.session import Session
+from segdesk.ui.bridge import reporting
+from segdesk.ui.forms import KnobsForm
+from segdesk.ui.legend import Legend
+from segdesk.ui.widgets import ActionButton, Hint, Panel, heading
+from segdesk.ui.words import device_words, model_summary, model_tooltip
+
+if TYPE_CHECKING:
+    from segdesk.ui.workbench import Workbench
+
+NO_PROJECT = "Open a project first."
+NO_IMAGES = "Add images in the Project panel first."
+NO_SAMPLE = "Click an image in the Project panel first, or predict all."
+
+
+class PredictPanel(Panel):
+    """Orders predictions and shows how they get on."""
+
+    def __init__(self, workbench: Workbench) -> None:
+        super().__init__()
+        self._workbench = workbench
+        self._jobs: dict[str, str] = {}
+        self._total = 0
+        self._outcomes: list[Finished] = []
+        self.model = QComboBox()
+        self.model.setAccessibleName("Model")
+        self.model.activated.connect(lambda: self._choose_model())
+        self.summary = Hint()
+        self.device = Hint("The prediction process is started when a project is opened.")
+        self.form: KnobsForm[InferenceConfig] = KnobsForm(InferenceConfig)
+        self.form.changed.connect(self._take_form)
+        self.one = ActionButton(
+            "Predict this image", self._predict_one, "Ask the model about the image on screen."
+        )
+        self.all = ActionButton(
+            "Predict all", self._predict_all, "Ask the model about every image of the project."
+        )
+        self.cancel = ActionButton("Cancel", self._cancel, "End the predictions that are left.")
+        self.bar = QProgressBar()
+        self.progress = Hint()
+        self.reason = Hint()
+        self.legend = Legend()
+        self._lay_out()
+        workbench.session_opened.connect(self._on_opened)
+        workbench.session_closed.connect(self._on_closed)
+        workbench.sample_opening.connect(self._update)
+        workbench.jobs_ordered.connect(self._on_ordered)
+        self._update()
+
+    def _lay_out(self) -> None:
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.one)
+        buttons.addWidget(self.all)
+        above: tuple[QWidget, ...] = (
+            heading("Model"),
+            self.model,
+            self.summary,
+            self.device,
+            self.form,
+        )
+        below: tuple[QWidget, ...] = (self.reason, self.bar, self.progress, self.cancel)
+        for widget in above:
+            self.column.addWidget(widget)
+        self.column.addLayout(buttons)
+        for widget in below:
+            self.column.addWidget(widget)
+        self.column.addWidget(self.legend)
+        self.column.addStretch(1)
+        self.bar.hide()
+        self.cancel.hide()
+        self.legend.hide()
+
+    # What comes in -------------------------------------------------------------
+
+    @reporting()
+    def _on_opened(self, session: Session) -> None:
+        events = session.events
+        events.engine_ready.connect(self._on_ready)
+        events.job_progressed.connect(self._on_progress)
+        events.job_finished.connect(self._on_finished)
+        events.model_changed.connect(self._fill_models)
+        events.models_added.connect(self._fill_models)
+        events.samples_added.connect(self._update)
+        self.device.say("The prediction process is starting…")
+        self.legend.set_classes(session.store.classes)
+        self.legend.show()
+        self.progress.say("")
+        self._fill_models()
+        self._update()
+
+    @reporting()
+    def _on_closed(self) -> None:
+        self._jobs.clear()
+        self._total = 0
+        self.bar.hide()
+        self.cancel.hide()
+        self.legend.hide()
+        self.model.clear()
+        for hint in (self.summary, self.progress, self.device):
+            hint.say("")
+        self._update()
+
+    @reporting()
+    def _on_ready(self, event: Ready) -> None:
+        self.device.say(f"Computes on: {device_words(event.reason)}.")
+
+    @reporting()
+    def _on_ordered(self, jobs: list[str]) -> None:
+        if not self._jobs:
+            self._total = 0
+            self._outcomes.clear()
+            self.bar.setRange(0, 0)
+        self._jobs.update(dict.fromkeys(jobs, ""))
+        self._total += len(jobs)
+        self.bar.show()
+        self.cancel.show()
+        self._say_progress("")
+
+    @reporting()
+    def _on_progress(self, event: Progressed) -> None:
+        if event.job not in self._jobs:
+            return
+        done = self._total - len(self._jobs)
+        self.bar.setRange(0, self._total * 100)
+        self.bar.setValue(done * 100 + 100 * event.done // max(1, event.total))
+        self._say_progress(f", tile {min(event.done + 1, event.total)} of {event.total}")
+
+    @reporting()
+    def _on_finished(self, event: Finished) -> None:
+        if self._jobs.pop(event.job, None) is None:
+            return
+        self._outcomes.append(event)
+        if self._jobs:
+            self._say_progress("")
+            return
+        self.bar.hide()
+        self.cancel.hide()
+        self.progress.say(outcome_words(self._outcomes))
+        self._update()
+
+    # What goes out -------------------------------------------------------------
+
+    def _predict_one(self) -> None:
+        if self._workbench.current_sample_id is not None:
+            self._workbench.predict([self._workbench.current_sample_id])
+
+    def _predict_all(self) -> None:
+        session = self._workbench.session
+        if session is not None:
+            # The image on screen first: that is the one being waited for.
+            shown = self._workbench.current_sample_id
+            samples = sorted(session.store.samples(), key=lambda sample: sample.id != shown)
+            self._workbench.predict([sample.id for sample in samples])
+
+    def _cancel(self) -> None:
+        session = self._workbench.session
+        if session is not None:
+            self.progress.say("Stopping…")
+            for job in list(self._jobs):
+                session.backend.cancel(job)
+
+    def _take_form(self) -> None:
+        with reporting():
+            self._workbench.inference = self.form.value()
+
+    def _choose_model(self) -> None:
+        session = self._workbench.session
+        if session is not None:
+            with reporting():
+                models.use_model(session, str(self.model.currentData()))
+
+    # How -----------------------------------------------------------------------
+
+    @reporting()
+    def _fill_models(self, _name: str = "") -> None:
+        session = self._workbench.session
+        if session is None:
+            return
+        current = models.current_model(session.store)
+        entries = models.list_models(session.store)
+        self.model.blockSignals(True)
+        self.model.clear()
+        for entry in entries:
+            self.model.addItem(entry.name, entry.name)
+            tip = model_tooltip(entry)
+            self.model.setItemData(self.model.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+        names = [entry.name for entry in entries]
+        self.model.setCurrentIndex(names.index(current.name) if current is not None else -1)
+        self.model.blockSignals(False)
+        if current is None:
+            self.model.setPlaceholderText("No model knows these classes: choose one to start from")
+        self.summary.say(model_summary(current) if current is not None else "")
+        self.model.setToolTip(model_tooltip(current) if current is not None else "")
+        self._update()
+
+    @reporting()
+    def _update(self, _: object = None) -> None:
+        session = self._workbench.session
+        nothing = NO_PROJECT if session is None else ""
+        if session is not None and not session.store.samples():
+            nothing = NO_IMAGES
+        elif session is not None and self.model.currentIndex() < 0:
+            nothing = "Choose a model above first."
+        one = nothing or ("" if self._workbench.current_sample_id else NO_SAMPLE)
+        self.one.set_reason(one)
+        self.all.set_reason(nothing)
+        self.model.setEnabled(session is not None)
+        self.form.setEnabled(session is not None)
+        self.reason.say(one)
+
+    def _say_progress(self, tile: str) -> None:
+        number = self._total - len(self._jobs) + 1
+        text = f"Image {min(number, self._total)} of {self._total}{tile}"
+        self.progress.say(text if tile else f"{text}: waiting for the prediction process…")
+
+
+def outcome_words(outcomes: list[Finished]) -> str:
+    """Say how the predictions ended."""
+    done = sum(o.state is RunState.COMPLETED for o in outcomes)
+    canceled = sum(o.state is RunState.CANCELED for o in outcomes)
+    broken = [o for o in outcomes if o.state in (RunState.FAILED, RunState.CRASHED)]
+    images = "image" if done == 1 else "images"
+    text = f"Done: {done} {images} predicted." if done else ""
+    if canceled:
+        text = f"Stopped: {done} of {len(outcomes)} images predicted."
+    if broken:
+        text += f" {len(broken)} could not be predicted: {broken[0].reason}"
+    return text.strip()

@@ -1,0 +1,107 @@
+"""Small widgets that every panel is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qtpy.QtCore import QEvent, QObject, QSize, Qt
+from qtpy.QtWidgets import (
+    QFrame,
+    QLabel,
+    QPushButton,
+    QScrollArea,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+
+from segdesk.ui.bridge import reporting
+
+#: Width of a panel in pixels, in which the hints read well.
+MINIMUM_WIDTH = 330
+
+
+class Hint(QLabel):
+    """A sentence for the user; takes no room when it is empty."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__()
+        self.setWordWrap(True)
+        self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        policy = QSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        policy.setHeightForWidth(True)
+        self.setSizePolicy(policy)
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        """Show ``text``."""
+        self.setText(text)
+        self.setVisible(bool(text))
+
+
+class ActionButton(QPushButton):
+    """A button that says why when it cannot be used.
+
+    Parameters
+    ----------
+    action
+        Called without arguments; a SegDeskError it raises is shown to the user.
+    tip
+        What the button does.
+    """
+
+    def __init__(self, text: str, action: Callable[[], object], tip: str = "") -> None:
+        super().__init__(text)
+        self._tip = tip
+        self.setToolTip(tip)
+
+        @reporting()
+        def act() -> None:
+            action()
+
+        self.clicked.connect(lambda: act())
+
+    def set_reason(self, reason: str) -> None:
+        """Disable the button for a reason, or enable it when there is none."""
+        self.setEnabled(not reason)
+        self.setToolTip(reason or self._tip)
+
+
+class Panel(QScrollArea):
+    """A column of widgets that scrolls when the window is low."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        inside = QWidget()
+        self.column = QVBoxLayout(inside)
+        self.column.setContentsMargins(8, 8, 8, 8)
+        self.column.setSpacing(6)
+        self._inside = inside
+        self.setWidget(inside)
+        inside.installEventFilter(self)
+
+    def minimumSizeHint(self) -> QSize:
+        """Return a size at which nothing is cut off at the right."""
+        bar = self.verticalScrollBar().sizeHint().width()
+        width = max(MINIMUM_WIDTH, self._inside.minimumSizeHint().width() + bar)
+        return QSize(width, 120)
+
+    def sizeHint(self) -> QSize:
+        """Return the width of the contents; the height is what there is."""
+        return QSize(self.minimumSizeHint().width(), 400)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Grow with the contents."""
+        if event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return super().eventFilter(watched, event)
+
+
+def heading(text: str) -> QLabel:
+    """Return a bold line over a group of widgets."""
+    label = QLabel(f"<b>{text}</b>")
+    label.setContentsMargins(0, 6, 0, 0)
+    return label

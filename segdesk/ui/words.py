@@ -1,0 +1,139 @@
+"""Sentences of the panels, apart from the widgets that show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from segdesk.core.run import Run, RunState
+from segdesk.core.sample import Sample, Split, Status
+from segdesk.session.models import ModelEntry
+
+#: A loss of Dice on the images a model already knew that is worth a warning.
+FORGOTTEN = 0.03
+
+
+def device_words(reason: str) -> str:
+    """Turn *the processor: no graphics card was found* into words in brackets."""
+    head, sign, tail = reason.partition(": ")
+    return f"{head} ({tail})" if sign else head
+
+
+def model_summary(entry: ModelEntry) -> str:
+    """Say in a line what a model knows, how good it is, and the licence of its data."""
+    card = entry.card
+    parts = ["Knows " + ", ".join(card.classes)]
+    dice = next((value for key, value in card.score.items() if "dice" in key), None)
+    parts.append(f"Dice {dice:.2f} on held-back images" if dice is not None else "not scored")
+    licences = dict.fromkeys(data.license for data in card.training_data)
+    if licences:
+        parts.append("training data: " + " and ".join(licences))
+    return " · ".join(parts)
+
+
+def model_tooltip(entry: ModelEntry) -> str:
+    """Say everything about a model that helps in choosing."""
+    card = entry.card
+    lines = [f"<b>{entry.name}</b>"]
+    if card.description:
+        lines.append(card.description)
+    lines.append(f"{card.architecture}, {card.parameters / 1e6:.1f} million parameters")
+    lines += [f"Learnt from {d.images} images: {d.name} ({d.license})" for d in card.training_data]
+    lines += [f"{name.replace('_', ' ')}: {value:.3g}" for name, value in card.score.items()]
+    if card.base_model:
+        lines.append(f"Made from {card.base_model}")
+    return "<qt>" + "<br>".join(lines) + "</qt>"
+
+
+def learning_words(samples: list[Sample]) -> str:
+    """Say what a fine-tuning run would learn from."""
+    spoken = [s for s in samples if s.status in (Status.CORRECTED, Status.ACCEPTED)]
+    held = sum(s.split is Split.VALIDATION for s in spoken)
+    learnt = len(spoken) - held
+    if not spoken:
+        return "Nothing to learn from yet."
+    text = f"Learns from {learnt} corrected or accepted image{'' if learnt == 1 else 's'}"
+    if held:
+        return f"{text}; {held} more held back to check the model."
+    return (
+        f"{text}; none is held back, so no score can be given. Correct one marked “check” "
+        "in the Project panel to get one."
+    )
+
+
+def why_not_train(samples: list[Sample]) -> str:
+    """Say why fine-tuning cannot start; empty when it can."""
+    spoken = [s for s in samples if s.status in (Status.CORRECTED, Status.ACCEPTED)]
+    if any(s.split is Split.TRAIN for s in spoken):
+        return ""
+    if spoken:
+        return (
+            f"The {len(spoken)} image{'' if len(spoken) == 1 else 's'} done so far "
+            f"{'is' if len(spoken) == 1 else 'are'} held back to check the model; correct or "
+            "accept one that is not marked “check”."
+        )
+    return "Correct or accept at least one image in the Correct panel first."
+
+
+def run_words(run: Run) -> str:
+    """Say how a run stands or ended, and what follows from it."""
+    unchanged = "The model in use has not changed."
+    reason = run.reason.strip()
+    if reason and not reason.endswith((".", "!", "?")):
+        reason += "."
+    return {
+        RunState.QUEUED: "Waiting to start…",
+        RunState.RUNNING: f"Fine-tuning {run.base_model} into {run.new_model}… You can go on "
+        "painting meanwhile.",
+        RunState.COMPLETED: f"Done: the new model {run.new_model} is ready. Compare it below, "
+        "then use it or leave it.",
+        RunState.CANCELED: f"Stopped. {reason} {unchanged}".replace("  ", " "),
+        RunState.FAILED: f"Fine-tuning failed: {reason} {unchanged}",
+        RunState.CRASHED: f"Fine-tuning ended unexpectedly: {reason} {unchanged}",
+    }[run.state]
+
+
+def time_words(seconds: float) -> str:
+    """Say how long something takes."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s left"
+    return f"{seconds / 60:.0f} min left"
+
+
+def score_rows(
+    before: dict[str, Any] | None, after: dict[str, Any] | None
+) -> list[tuple[str, str, str, str]]:
+    """Return rows of title, before, after and difference for the score table."""
+    if before is None or after is None:
+        return []
+    old_before = before.get("remembered") or {}
+    old_after = after.get("remembered") or {}
+    return [
+        _score_row("Your check images: Dice", before.get("dice"), after.get("dice")),
+        _score_row("Your check images: IoU", before.get("iou"), after.get("iou")),
+        _score_row("Images it knew: Dice", old_before.get("dice"), old_after.get("dice")),
+    ]
+
+
+def verdict(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
+    """Say in a sentence whether the new model is better."""
+    if before is None or after is None:
+        return ""
+    if before.get("dice") is None or after.get("dice") is None:
+        return (
+            "No score can be given, since no corrected image is held back to check the model; "
+            "look at its predictions before you go on with it."
+        )
+    change = after["dice"] - before["dice"]
+    old = [(s.get("remembered") or {}).get("dice") for s in (before, after)]
+    lost = old[0] - old[1] if old[0] is not None and old[1] is not None else 0.0
+    if change <= 0:
+        return "The new model is no better on your check images: rather leave it, and correct more."
+    if lost > FORGOTTEN:
+        return "It is better on your check images, but has forgotten part of what it knew."
+    return "The new model is better on your check images, and has kept what it knew."
+
+
+def _score_row(title: str, before: float | None, after: float | None) -> tuple[str, str, str, str]:
+    if before is None or after is None:
+        return title, "none", "none", ""
+    return title, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"

@@ -1,0 +1,363 @@
+"""Everything a face needs around one viewer: an open project and its panels."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from psygnal import Signal
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtWidgets import QDockWidget, QMainWindow, QWidget
+
+from segdesk.config.inference import InferenceConfig
+from segdesk.core.classes import ClassMap
+from segdesk.core.errors import InputError
+from segdesk.core.prediction import Prediction
+from segdesk.core.sample import Sample
+from segdesk.io.images import ImageData, read_image
+from segdesk.io.masks import read_mask
+from segdesk.io.store import ProjectStore
+from segdesk.session import models, predicting, training
+from segdesk.session.correcting import Correction
+from segdesk.session.sample_project import make_sample_project
+from segdesk.session.session import Session, engine_log
+from segdesk.session.workers import WorkerBackend
+from segdesk.ui.bridge import Bridge, notify, reporting
+from segdesk.ui.layers import SampleLayers
+from segdesk.ui.panels import make_panels
+from segdesk.ui.strokes import StrokeKeeper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from napari import Viewer
+
+Result = TypeVar("Result")
+
+Maps = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
+
+
+class Workbench:
+    """One open project in one viewer.
+
+    Knows nothing of the window around the viewer. The panels are made once and
+    are usable without a project: they say what to do first.
+
+    Attributes
+    ----------
+    viewer
+        Where samples are shown.
+    panels
+        *Project*, *Predict*, *Correct* and *Train*.
+    layers
+        The layers of the sample on screen; None without a project.
+    strokes
+        Undo and redo; None before the first sample is on screen.
+    """
+
+    session_opened = Signal(object)  # Session
+    session_closed = Signal()
+    sample_opening = Signal(str)  # id; its image is being read
+    sample_shown = Signal(str)  # id; its layers are there
+    jobs_ordered = Signal(list)  # ids of prediction jobs
+    strokes_changed = Signal()  # a stroke was made, refused, undone or redone
+
+    def __init__(self, viewer: Viewer) -> None:
+        self.viewer = viewer
+        self.layers: SampleLayers | None = None
+        self.strokes: StrokeKeeper | None = None
+        self._session: Session | None = None
+        self._bridge: Bridge | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._sample_id: str | None = None
+        self._correction: Correction | None = None
+        self._opening = 0
+        self._is_read_stale = False
+        self._is_arranged = False
+        self._docks: dict[str, QDockWidget] = {}
+        #: Where the last file dialog was.
+        self.last_folder = Path.home()
+        #: How predictions are asked for; the Predict panel's form sets it.
+        self.inference = InferenceConfig()
+        self.panels: dict[str, QWidget] = make_panels(self)
+
+    # The project ---------------------------------------------------------------
+
+    @property
+    def session(self) -> Session | None:
+        """The open session."""
+        return self._session
+
+    @property
+    def bridge(self) -> Bridge | None:
+        """Where events come in; None without a project."""
+        return self._bridge
+
+    def open_project(self, path: Path) -> Session:
+        """Open a project folder.
+
+        Raises
+        ------
+        InputError
+            Not a project, or it is open in another window.
+        """
+        return self.open(Session(ProjectStore.open(path)))
+
+    def new_project(self, path: Path, classes: ClassMap) -> Session:
+        """Make a project and open it.
+
+        Raises
+        ------
+        InputError
+            The folder holds something already, or cannot be written.
+        """
+        return self.open(Session(ProjectStore.create(path, classes)))
+
+    def open_sample_project(self, folder: Path) -> Session:
+        """Open the sample project in ``folder``, made there if it is missing."""
+        with suppress(InputError):
+            return self.open_project(folder)
+        return self.open(make_sample_project(folder))
+
+    def open(self, session: Session) -> Session:
+        """Show a session that has no backend yet; the one before is closed.
+
+        The engine process is started at once, so that the first prediction need
+        not wait for it.
+        """
+        self.close()
+        self._session = session
+        self._bridge = Bridge(session.handle)
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="segdesk-io")
+        backend = WorkerBackend(
+            on_event=self._bridge.put, engine_log=engine_log(session.store.folder)
+        )
+        session.attach(backend)
+        backend.warm()
+        self.layers = SampleLayers(self.viewer, session.store.classes)
+        session.events.prediction_ready.connect(self._on_prediction)
+        session.events.model_changed.connect(self._on_model_changed)
+        self.session_opened.emit(session)
+        for run in training.close_orphans(session):
+            notify(f"Fine-tuning run {run.id}: {run.reason}", "warning")
+        return session
+
+    def close(self, *, is_window_gone: bool = False) -> None:
+        """Close the project: ends workers, timers and threads; may be called again.
+
+        Parameters
+        ----------
+        is_window_gone
+            The viewer's window is destroyed already: touch no widget and no layer.
+        """
+        session, self._session = self._session, None
+        if session is None:
+            return
+        self._opening += 1
+        self._leave_sample()
+        if self._bridge is not None:
+            self._bridge.close()
+            self._bridge = None
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+        layers, self.layers = self.layers, None
+        if not is_window_gone:
+            if layers is not None:
+                layers.remove()
+            self.session_closed.emit()
+        session.close()
+
+    # The sample on screen ------------------------------------------------------
+
+    @property
+    def current_sample_id(self) -> str | None:
+        """Id of the sample on screen, or of the one being opened."""
+        return self._sample_id
+
+    @property
+    def current_correction(self) -> Correction | None:
+        """The correction of the sample on screen; None while it is opening."""
+        return self._correction
+
+    def show_sample(self, sample_id: str) -> None:
+        """Bring a sample on screen; its files are read in the background.
+
+        Raises
+        ------
+        InputError
+            The project has no such sample.
+        """
+        session = self._require_session()
+        sample = session.store.sample(sample_id)
+        self._leave_sample()
+        self._sample_id = sample.id
+        self._opening += 1
+        self._is_read_stale = False
+        prediction = predicting.current_prediction(session, sample.id)
+        self.sample_opening.emit(sample.id)
+        self.in_background(
+            partial(_read_sample, sample, prediction, session.store.classes),
+            partial(self._show, self._opening),
+        )
+
+    def predict(self, sample_ids: list[str]) -> list[str]:
+        """Order predictions with the model in use; returns the job ids.
+
+        Raises
+        ------
+        InputError
+            No model fits, or an image is gone.
+        """
+        session = self._require_session()
+        samples = [session.store.sample(sample_id) for sample_id in sample_ids]
+        jobs = predicting.request(session, samples, self.inference)
+        self.jobs_ordered.emit(jobs)
+        return jobs
+
+    def in_background(
+        self, work: Callable[[], Result], then: Callable[[Result], None]
+    ) -> Future[Result]:
+        """Do ``work`` on a reading thread and ``then`` on the main one.
+
+        What ``work`` raises is shown to the user.
+        """
+        if self._pool is None or self._bridge is None:
+            raise InputError("Open a project first.")
+        bridge = self._bridge
+        future = self._pool.submit(work)
+
+        def hand_over(done: Future[Result]) -> None:
+            if not done.cancelled():
+                bridge.call(lambda: then(done.result()))
+
+        future.add_done_callback(hand_over)
+        return future
+
+    # The window ------------------------------------------------------------------
+
+    def dock(self, viewer: Viewer | None = None) -> None:
+        """Dock the panels that are not docked yet: Project left, the others right."""
+        window = (viewer or self.viewer).window
+        for name, panel in self.panels.items():
+            if panel.parent() is None:
+                self._docks[name] = window.add_dock_widget(
+                    panel,
+                    name=name,
+                    area="left" if name == "Project" else "right",
+                    tabify=name not in ("Project", "Predict"),
+                    add_vertical_stretch=False,
+                )
+        self.raise_panel("Predict")
+        _share_left_side(self.panels["Project"])
+
+    def raise_panel(self, name: str) -> None:
+        """Bring a docked panel to the front."""
+        dock = self.panels[name].parent()
+        if isinstance(dock, QDockWidget):
+            dock.show()
+            dock.raise_()
+
+    # How ---------------------------------------------------------------------------
+
+    def _require_session(self) -> Session:
+        if self._session is None:
+            raise InputError("Open a project first.")
+        return self._session
+
+    def _is_in_use(self, model: str) -> bool:
+        entry = models.current_model(self._require_session().store)
+        return entry is not None and entry.name == model
+
+    def _leave_sample(self) -> None:
+        if self.strokes is not None:
+            self.strokes.close()
+            self.strokes = None
+        self._correction = None
+        self._sample_id = None
+
+    def _show(self, number: int, read: tuple[ImageData, Maps | None, Any]) -> None:
+        if number != self._opening or self._session is None or self.layers is None:
+            return
+        image, maps, reference = read
+        sample = self._session.store.sample(str(self._sample_id))
+        correction = Correction(self._session, sample)
+        self.layers.show(image.data, correction.annotation.labels)
+        if maps is not None:
+            self.layers.set_uncertainty(maps[1])
+        if reference is not None:
+            self.layers.set_reference(reference)
+        if not self._is_arranged:  # napari's controls for labels take more room than none
+            self._is_arranged = True
+            QTimer.singleShot(0, partial(_share_left_side, self.panels["Project"]))
+        self._correction = correction
+        if self.layers.labels is not None:
+            self.strokes = StrokeKeeper(self.layers.labels, lambda: self._correction)
+            self.strokes.changed.connect(self.strokes_changed.emit)
+        self.sample_shown.emit(sample.id)
+        if self._is_read_stale:
+            self.show_current_prediction()
+
+    @reporting()
+    def _on_prediction(self, prediction: Prediction) -> None:
+        if prediction.sample_id != self._sample_id or self._session is None:
+            return
+        if self._correction is None:  # its files are being read, perhaps the old ones
+            self._is_read_stale = True
+        elif self._is_in_use(prediction.model):
+            self._load_prediction(prediction)
+
+    @reporting()
+    def _on_model_changed(self, _name: str) -> None:
+        self.show_current_prediction()
+
+    def show_current_prediction(self) -> None:
+        """Show what the model in use said of the sample on screen, if it was asked."""
+        if self._session is None or self._sample_id is None:
+            return
+        prediction = predicting.current_prediction(self._session, self._sample_id)
+        if prediction is not None:
+            self._load_prediction(prediction)
+
+    def _load_prediction(self, prediction: Prediction) -> None:
+        number = self._opening
+        self.in_background(
+            partial(predicting.read_prediction, prediction),
+            partial(self._take_prediction, number),
+        )
+
+    def _take_prediction(self, number: int, maps: Maps) -> None:
+        if number != self._opening or self._correction is None or self.layers is None:
+            return
+        labels, uncertainty = maps
+        before = self._correction.annotation.labels
+        self._correction.take_prediction(labels)
+        self.layers.replace_labels(before, self._correction.annotation.labels)
+        self.layers.set_uncertainty(uncertainty)
+        self.sample_shown.emit(str(self._sample_id))
+
+
+def _share_left_side(project: QWidget) -> None:
+    """Give the image list more of the left side than napari's own two docks."""
+    window = project.window()
+    if isinstance(window, QMainWindow):
+        left = Qt.DockWidgetArea.LeftDockWidgetArea
+        docks = [d for d in window.findChildren(QDockWidget) if window.dockWidgetArea(d) == left]
+        sizes = [380 if d.widget() is project else 300 for d in docks]
+        window.resizeDocks(docks, sizes, Qt.Orientation.Vertical)
+
+
+def _read_sample(
+    sample: Sample, prediction: Prediction | None, classes: ClassMap
+) -> tuple[ImageData, Maps | None, npt.NDArray[np.uint8] | None]:
+    image = read_image(sample.path)
+    maps = predicting.read_prediction(prediction) if prediction is not None else None
+    reference = None
+    if sample.reference is not None and sample.reference.is_file():
+        reference = read_mask(sample.reference, classes, sample.shape).labels
+    return image, maps, reference

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segdesk.nn.heads import CBAM, Activation, ChannelAttention, HeadKind, SpatialAttention
+from segdesk.nn.heads import make_head as build
+from segdesk.nn.weights import count_parameters
+
+MEANING: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "tanh": torch.tanh,
+    "relu": lambda x: x.clamp(min=0),
+    "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
+    "selu": F.selu,
+    "gelu": F.gelu,
+}
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [(64, 680), (128, 2284), (256, 8564), (512, 33412), (2048, 526564)],
+)
+def test_cbam_has_the_parameters_of_its_authors_code(channels: int, expected: int) -> None:
+    assert count_parameters(CBAM(channels)) == expected
+
+
+def test_channel_gate_by_hand() -> None:
+    """With identity layers the gate is sigmoid(mean + max) of each channel."""
+    gate = ChannelAttention(1, reduction=1)
+    for layer in gate.mlp:
+        if isinstance(layer, nn.Linear):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
+    expected = x * torch.sigmoid(torch.tensor(3.0 + 6.0))
+    torch.testing.assert_close(gate(x), expected)
+
+
+def test_spatial_gate_sees_maximum_and_mean_of_channels() -> None:
+    gate = SpatialAttention().eval()
+    nn.init.zeros_(gate.conv.weight)
+    with torch.no_grad():
+        gate.conv.weight[0, 0, 3, 3] = 1.0  # the maximum
+        gate.conv.weight[0, 1, 3, 3] = 10.0  # the mean
+    x = torch.rand(1, 4, 5, 5)
+    pooled = x.amax(1) + 10 * x.mean(1)
+    expected = x * torch.sigmoid(pooled / (1 + 1e-5) ** 0.5)[:, None]
+    torch.testing.assert_close(gate(x), expected)
+
+
+@pytest.mark.parametrize("activation", list(Activation))
+def test_an_activation_does_to_the_maps_what_its_name_says(activation: Activation) -> None:
+    torch.manual_seed(0)
+    plain = build(HeadKind.C, 16, 3).eval()
+    with_activation = build(HeadKind.C, 16, 3, activation).eval()
+    with_activation.load_state_dict(plain.state_dict())
+    x = 3 * torch.randn(2, 16, 6, 5)
+    maps = plain(x)
+    assert (maps < 0).any()
+    torch.testing.assert_close(with_activation(x), MEANING[activation](maps))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_head_c_gives_each_class_weights_of_its_own(classes: int) -> None:
+    torch.manual_seed(0)
+    head = build(HeadKind.C, 16, classes).eval()
+    convolutions = [m for m in head.modules() if isinstance(m, nn.Conv2d) and m.out_channels == 1]
+    outputs = [m for m in convolutions if m.in_channels == 16]
+    assert len({m.weight.data_ptr() for m in outputs}) == classes
+    x = torch.randn(1, 16, 4, 4)
+    before = head(x)
+    with torch.no_grad():
+        outputs[1].weight += 1
+        outputs[1].bias += 1
+    changed = (head(x) != before).flatten(2).any(2)[0]
+    assert changed.tolist() == [k == 1 for k in range(classes)]
+
+
+def test_head_a_is_one_convolution() -> None:
+    assert count_parameters(build(HeadKind.A, 64, 21)) == 64 * 21 + 21

@@ -1,0 +1,266 @@
+"""What a run learns, and what it leaves alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from segdesk.core.run import RunState
+from segdesk.jobs.cancel import CancelToken
+from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Said, Stepped
+from segdesk.nn.weights import load_model
+
+Train = Callable[..., Any]
+MakeModel = Callable[..., Path]
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {k for k in before if not torch.equal(before[k], after[k])}
+
+
+def test_discs_are_learnt(tmp_path: Path, train: Train) -> None:
+    """Something trivial, from nothing: the loss falls and unseen discs are found."""
+    done = train("r", None, steps=60, learning_rate=1e-2, evaluate_every=20, augment=False)
+    assert done.end.state is RunState.COMPLETED, done.end.reason
+    assert np.mean(done.losses[-10:]) < 0.5 * np.mean(done.losses[:10])
+    assert done.end.result["after"]["dice"] > 0.8
+    assert done.end.result["before"]["dice"] < done.end.result["after"]["dice"]
+    kinds = [type(e) for e in done.events if isinstance(e, Stepped | Evaluated | Finished)]
+    assert kinds[:2] == [Evaluated, Stepped]
+    assert kinds[-2:] == [Evaluated, Finished]
+    assert [e.step for e in done.events if isinstance(e, Stepped)] == list(range(1, 61))
+    assert [e.step for e in done.events if isinstance(e, Evaluated)] == [0, 20, 40, 60]
+    best = max(s["dice"] for s in done.scores[1:])
+    assert done.end.result["after"]["dice"] == best
+    model = load_model(done.folder / "model")
+    assert model.card.score == {"validation_dice": best}
+    assert model.card.name == "r-model"
+
+
+def test_the_journal_on_disk_says_the_same(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    done = train("r", make_model(tmp_path / "m"))
+    lines = (done.folder / "events.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        json.loads(e.model_dump_json()) for e in done.events
+    ]
+
+
+def test_the_same_seed_gives_the_same_weights(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    discs = [(np.full((40, 40), 90, np.uint8), np.ones((40, 40), np.uint8))] * 2
+    base = make_model(tmp_path / "m", dropout=0.3, rehearsal=discs)
+    first, again, other = (
+        train(n, base, seed=s, splits="tt").weights() for n, s in (("a", 4), ("b", 4), ("c", 5))
+    )
+    assert changed(first, again) == set()
+    assert changed(first, other)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "learn"),
+    [("all", {"encoder", "decoder", "head"}), ("decoder", {"decoder", "head"}), ("head", {"head"})],
+)
+@pytest.mark.parametrize("freeze_norm", [True, False])
+def test_a_recipe_moves_only_what_it_names(
+    tmp_path: Path, train: Train, make_model: MakeModel, recipe: str, learn: set[str],
+    freeze_norm: bool,
+) -> None:  # fmt: skip
+    base = make_model(tmp_path / "m", head="C")
+    before, held = load_file(base / "weights.safetensors"), files(base)
+    done = train("r", base, recipe=recipe, freeze_norm=freeze_norm, splits="tt")
+    moved = changed(before, done.weights())
+    assert {name.split(".")[0] for name in moved} == learn
+    running = {name for name in moved if "running" in name}
+    assert bool(running) is not freeze_norm
+    assert files(base) == held
+
+
+def test_every_weight_that_may_learn_does(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    base = make_model(tmp_path / "m")
+    before = load_file(base / "weights.safetensors")
+    moved = changed(before, train("r", base, splits="tt").weights())
+    assert {n for n in before if n not in moved} == {
+        n for n in before if "running" in n or "num_batches" in n
+    }
+
+
+def test_what_is_held_back_is_never_learnt_from(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    """Other validation images and other labels on them: the very same weights."""
+    base = make_model(tmp_path / "m")
+
+    def darken(image: np.ndarray, number: int) -> np.ndarray:
+        return image // 3 if number == 2 else image
+
+    plain = train("a", base, splits="ttv")
+    other = train("b", base, splits="ttv", paint=darken)
+    assert changed(plain.weights(), other.weights()) == set()
+    assert plain.scores != other.scores
+    learnt = load_model(plain.folder / "model").card.trained_ids
+    manifest = json.loads((plain.folder / "manifest.json").read_text("utf-8"))
+    assert set(learnt) == {s["sha256"] for s in manifest["samples"] if s["split"] == "train"}
+
+
+def test_pixels_nobody_spoke_about_teach_nothing(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    """A few strokes in a corner are enough to learn, and only they count."""
+    base = make_model(tmp_path / "m")
+
+    def strokes(mask: np.ndarray, number: int) -> np.ndarray:
+        known = np.zeros_like(mask)
+        known[4:12, 4:12] = 2
+        return known
+
+    def scratch(mask: np.ndarray, number: int) -> np.ndarray:
+        mask[20:] = 1 - mask[20:]  # wrong labels where nobody has spoken
+        return strokes(mask, number)
+
+    settings = {"splits": "t", "augment": False}
+    right = train("a", base, supervise=strokes, **settings)
+    wrong = train("b", base, supervise=scratch, **settings)
+    assert right.end.state is RunState.COMPLETED
+    assert changed(load_file(base / "weights.safetensors"), right.weights())
+    assert changed(right.weights(), wrong.weights()) == set()
+
+
+def test_corrected_pixels_weigh_more_when_asked(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    base = make_model(tmp_path / "m")
+
+    def half(mask: np.ndarray, number: int) -> np.ndarray:
+        known = np.ones_like(mask)
+        known[:32] = 2
+        return known
+
+    settings = {"splits": "t", "supervise": half}
+    plain = train("a", base, **settings).weights()
+    heavy = train("b", base, corrected_weight=20, **settings).weights()
+    assert changed(plain, heavy)
+
+
+def test_replay_keeps_what_was_known(tmp_path: Path, train: Train, make_model: MakeModel) -> None:
+    """Taught that all is nucleus, a model that rehearses still knows its background."""
+    dark, none = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
+    dark[::2] = 30
+    base = make_model(tmp_path / "m", rehearsal=[(dark, none)] * 8, seed=3)
+
+    def everything(mask: np.ndarray, number: int) -> np.ndarray:
+        mask[:] = 1
+        return np.ones_like(mask)
+
+    settings = {
+        "splits": "t", "supervise": everything, "steps": 25, "batch_size": 4, "augment": False,
+        "learning_rate": 1e-2, "freeze_norm": False,
+    }  # fmt: skip
+    without = train("a", base, replay=0, **settings)
+    replayed = train("b", base, replay=0.5, **settings)
+    kept = [r.end.result["after"]["remembered"]["pixel_accuracy"] for r in (without, replayed)]
+    assert kept[1] > kept[0] + 0.3
+    assert replayed.scores[0]["remembered"]["n"] == 2  # every fourth is kept back to look at
+    assert sorted(p.name for p in (replayed.folder / "model" / "rehearsal" / "images").iterdir())
+
+
+def test_cancelling_leaves_a_checkpoint(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    token = CancelToken()
+
+    def hear(event: AnyEvent) -> None:
+        if isinstance(event, Stepped) and event.step == 2:
+            token.cancel()
+
+    base = make_model(tmp_path / "m")
+    done = train("r", base, token=token, on_event=hear, steps=500)
+    assert done.end.state is RunState.CANCELED
+    assert len(done.losses) == 2
+    kept = load_file(done.folder / "checkpoints" / "last.safetensors")
+    assert changed(load_file(base / "weights.safetensors"), kept)
+    assert not (done.folder / "model").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_a_sentence(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    base = make_model(tmp_path / "m")
+    tensors = load_file(base / "weights.safetensors")
+    tensors["head.weight"].fill_(float("nan"))
+    save_file(tensors, base / "weights.safetensors")
+    held = files(base)
+    done = train("r", base)
+    assert done.end.state is RunState.FAILED
+    assert "The loss became nan at step 1" in done.end.reason
+    assert "try a lower learning rate" in done.end.reason
+    assert not done.end.is_input
+    assert files(base) == held
+    assert not (done.folder / "model").exists()
+
+
+def test_nothing_to_learn_from_is_said(tmp_path: Path, train: Train, make_model: MakeModel) -> None:
+    base = make_model(tmp_path / "m")
+    done = train("r", base, supervise=lambda mask, number: np.zeros_like(mask))
+    assert done.end.state is RunState.FAILED
+    assert "There is nothing to learn from yet" in done.end.reason
+    assert done.end.is_input
+
+
+def test_an_image_that_changed_its_size_is_named(
+    tmp_path: Path, new_run: Callable[..., Path], make_model: MakeModel, discs: Callable[..., Any]
+) -> None:
+    from PIL import Image
+
+    from segdesk.training.run import run_folder
+
+    folder = new_run("r", make_model(tmp_path / "m"))
+    Image.fromarray(discs(0, 48)[0]).save(folder / "1.png")
+    end = run_folder(folder, lambda event: None, CancelToken())
+    assert end.state is RunState.FAILED
+    assert "1.png has changed its size" in end.reason
+
+
+def test_without_validation_images_the_last_weights_are_kept_and_it_is_said(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    done = train("r", make_model(tmp_path / "m"), splits="t", evaluate_every=1)
+    assert any("no score can be given" in e.text for e in done.events if isinstance(e, Said))
+    assert [e.is_best for e in done.events if isinstance(e, Evaluated)] == [False, True, True, True]
+    assert load_model(done.folder / "model").card.score == {}
+
+
+def test_a_new_class_can_be_taught(tmp_path: Path, train: Train, make_model: MakeModel) -> None:
+    base = make_model(tmp_path / "m", head="C")
+    done = train("r", base, classes=("background", "dirt", "nucleus"))
+    assert done.end.state is RunState.COMPLETED, done.end.reason
+    model = load_model(done.folder / "model")
+    assert model.card.classes == ("background", "dirt", "nucleus")
+    with torch.inference_mode():
+        assert model.network(torch.zeros(1, 1, 32, 32)).shape[1] == 3
+
+
+@pytest.mark.parametrize("size", [17, 33])
+def test_images_smaller_than_a_crop_are_fine(
+    tmp_path: Path, train: Train, make_model: MakeModel, size: int
+) -> None:
+    base = make_model(tmp_path / "m")
+    done = train("r", base, size=size, crop_size=64, splits="tv")
+    assert done.end.state is RunState.COMPLETED, done.end.reason

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pytestqt.qtbot import QtBot
+from qtpy.QtWidgets import QAbstractSpinBox
+
+from segdesk.config.inference import InferenceConfig
+from segdesk.config.knobs import Knobs
+from segdesk.config.training import TrainingConfig
+from segdesk.ui.forms import KnobsForm, ScientificSpinBox
+
+OTHER: dict[type[Knobs], dict[str, Any]] = {
+    InferenceConfig: {"device": "cpu", "uncertainty": "entropy", "tile_size": 256, "overlap": 32},
+    TrainingConfig: {
+        "recipe": "head",
+        "steps": 77_777,
+        "learning_rate": 3e-5,
+        "replay": 0.85,
+        "batch_size": 13,
+        "crop_size": 1024,
+        "freeze_norm": False,
+        "augment": False,
+        "corrected_weight": 2.5,
+        "evaluate_every": 7,
+        "weight_decay": 2e-6,
+        "seed": 2**31 - 1,
+        "device": "cuda",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in OTHER for name in kind.model_fields]
+)
+def test_every_knob_comes_back_as_it_was_set(qtbot: QtBot, kind: type[Knobs], name: str) -> None:
+    form = KnobsForm(kind)
+    qtbot.addWidget(form)
+    assert form.value() == kind()
+    config = kind.from_user({name: OTHER[kind][name]})
+    assert config != kind()
+    form.set_value(config)
+    assert form.value() == config
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_a_change_is_told(qtbot: QtBot, kind: type[Knobs]) -> None:
+    form = KnobsForm(kind)
+    qtbot.addWidget(form)
+    with qtbot.waitSignal(form.changed):
+        form.set_value(kind.from_user(OTHER[kind]))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-4, "1e-4"), (1e-3, "1e-3"), (3.5e-6, "3.5e-6"), (0.5, "0.5"), (0, "0")]
+)
+def test_small_numbers_are_readable(qtbot: QtBot, value: float, text: str) -> None:
+    box = ScientificSpinBox()
+    qtbot.addWidget(box)
+    box.setRange(0, 1)
+    box.setValue(value)
+    assert box.text() == text
+
+
+def test_the_learning_rate_can_be_typed_and_stepped(qtbot: QtBot) -> None:
+    form = KnobsForm(TrainingConfig)
+    qtbot.addWidget(form)
+    box = form.editors["learning_rate"].widget
+    assert isinstance(box, QAbstractSpinBox)
+    box.selectAll()
+    qtbot.keyClicks(box, "2e-4")
+    box.interpretText()
+    assert form.value().learning_rate == 2e-4
+    box.stepBy(1)
+    assert form.value().learning_rate == 5e-4
+    box.stepBy(-2)
+    assert form.value().learning_rate == 1e-4
+
+
+def test_a_tile_size_between_multiples_goes_to_the_nearest(qtbot: QtBot) -> None:
+    form = KnobsForm(InferenceConfig)
+    qtbot.addWidget(form)
+    box = form.editors["tile_size"].widget
+    assert isinstance(box, QAbstractSpinBox)
+    box.selectAll()
+    qtbot.keyClicks(box, "500")
+    box.interpretText()
+    assert form.value().tile_size == 496
+
+
+def test_bounds_units_and_descriptions_come_from_the_field(qtbot: QtBot) -> None:
+    form = KnobsForm(InferenceConfig)
+    qtbot.addWidget(form)
+    box: Any = form.editors["tile_size"].widget
+    assert (box.minimum(), box.maximum(), box.suffix()) == (64, 4096, " px")
+    assert "memory" in box.toolTip()

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from napari.utils.notifications import notification_manager
+from pytestqt.qtbot import QtBot
+from qtpy.QtCore import Qt
+
+from segdesk.core.run import RunState
+from segdesk.core.sample import Status
+from segdesk.jobs.messages import Evaluated, Finished, Progressed, Stepped
+from segdesk.session.session import Session
+from segdesk.session.workers import WorkerBackend
+from segdesk.ui.bridge import Bridge
+from segdesk.ui.panels.predict import outcome_words
+from segdesk.ui.words import device_words, learning_words, score_rows, verdict, why_not_train
+from segdesk.ui.workbench import Workbench
+from tests.ui.conftest import show
+
+LEFT = Qt.MouseButton.LeftButton
+
+
+def scores(dice: float | None, remembered: float | None) -> dict[str, Any]:
+    return {"dice": dice, "iou": dice, "remembered": {"dice": remembered}}
+
+
+@pytest.fixture
+def parts(
+    workbench: Workbench, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Session, Bridge]:
+    """Session and bridge; runs and predictions are ordered but nothing computes."""
+    monkeypatch.setattr(WorkerBackend, "train", lambda *_: None)
+    monkeypatch.setattr(WorkerBackend, "predict", lambda *_: None)
+    assert workbench.session is not None
+    assert workbench.bridge is not None
+    return workbench.session, workbench.bridge
+
+
+def start_run(workbench: Workbench, session: Session, qtbot: QtBot) -> str:
+    assert workbench.current_correction is not None
+    workbench.current_correction.accept()
+    qtbot.mouseClick(workbench.panels["Train"].start, LEFT)
+    return session.store.runs()[-1].id
+
+
+def test_without_a_project_every_panel_says_what_to_do_first(workbench: Workbench) -> None:
+    panels: Any = workbench.panels
+    assert "No project is open" in panels["Project"].hint.text()
+    for name, button in (("Predict", "one"), ("Predict", "all"), ("Correct", "accept"),
+                         ("Correct", "next"), ("Train", "start")):  # fmt: skip
+        assert not getattr(panels[name], button).isEnabled()
+        assert "project" in getattr(panels[name], button).toolTip()
+        assert "project" in panels[name].reason.text()
+
+
+def test_before_an_image_is_chosen_the_reason_is_visible(
+    workbench: Workbench, project: list[str]
+) -> None:
+    predict: Any = workbench.panels["Predict"]
+    assert predict.all.isEnabled()
+    assert not predict.one.isEnabled()
+    assert "Click an image" in predict.reason.text()
+    assert predict.reason.text() == predict.one.toolTip()
+
+
+def test_a_click_in_the_list_opens_the_image(
+    workbench: Workbench, project: list[str], qtbot: QtBot
+) -> None:
+    panel: Any = workbench.panels["Project"]
+    place = panel.list.visualRect(panel.order.index(2, 0)).center()
+    qtbot.mouseClick(panel.list.viewport(), LEFT, pos=place)
+    qtbot.waitUntil(lambda: workbench.current_correction is not None)
+    assert workbench.current_sample_id == project[2]
+
+
+def test_the_list_filters_sorts_and_gets_thumbnails(
+    workbench: Workbench, project: list[str], qtbot: QtBot
+) -> None:
+    from dataclasses import replace
+
+    panel: Any = workbench.panels["Project"]
+    session = workbench.session
+    assert session is not None
+
+    def listed() -> list[str]:
+        return [panel.order.index(i, 0).data() for i in range(panel.order.rowCount())]
+
+    for number, score in ((0, 0.1), (1, 0.3), (2, 0.2)):
+        sample = session.store.sample(project[number])
+        session.put_sample(replace(sample, score=score, status=Status.PREDICTED))
+    panel.sorting.setCurrentIndex(1)
+    assert listed() == ["image1.png", "image2.png", "image0.png", "image3.png"]
+    panel.status.setCurrentIndex(panel.status.findText("new"))
+    assert listed() == ["image3.png"]
+    panel.status.setCurrentIndex(0)
+    panel.filter.setText("IMAGE2")
+    assert listed() == ["image2.png"]
+    panel.filter.setText("nothing like it")
+    assert "No image fits" in panel.hint.text()
+    panel.filter.setText("")
+    icon = Qt.ItemDataRole.DecorationRole
+    qtbot.waitUntil(lambda: panel.model.data(panel.model.index(0), icon) is not None)
+    assert "Held back" in panel.model.data(panel.model.index(3), Qt.ItemDataRole.ToolTipRole)
+
+
+def test_adding_reports_what_cannot_be_used_and_takes_the_rest(
+    workbench: Workbench, project: list[str], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    from tests.ui.conftest import nuclei
+
+    good, bad = tmp_path / "new.png", tmp_path / "bad.png"
+    Image.fromarray(nuclei(9)).save(good)
+    bad.write_bytes(b"not an image")
+    before = len(notification_manager.records)
+    panel: Any = workbench.panels["Project"]
+    added = panel.add([bad, good])
+    assert [sample.name for sample in added.samples] == ["new.png"]
+    messages = [record.message for record in notification_manager.records[before:]]
+    assert "1 image was added." in messages
+    assert any("bad.png" in message for message in messages)
+    assert panel.model.rowCount() == 5
+
+
+def test_the_correct_panel_and_the_layer_follow_each_other(
+    workbench: Workbench, shown: str, qtbot: QtBot
+) -> None:
+    correct: Any = workbench.panels["Correct"]
+    assert workbench.layers is not None
+    layer = workbench.layers.labels
+    assert layer is not None
+    qtbot.mouseClick(correct.tools.button(2), LEFT)
+    assert str(layer.mode) == "fill"
+    qtbot.mouseClick(correct.classes.button(0), LEFT)
+    assert layer.selected_label == 0
+    correct.brush.setValue(33)
+    assert layer.brush_size == 33
+    layer.mode, layer.selected_label, layer.brush_size = "erase", 1, 7
+    assert correct.tools.checkedButton().text() == "Eraser"
+    assert correct.classes.checkedId() == 1
+    assert correct.brush_text.text() == "7 px"
+
+
+def test_accepting_and_taking_back(workbench: Workbench, shown: str, qtbot: QtBot) -> None:
+    correct: Any = workbench.panels["Correct"]
+    assert workbench.session is not None
+    qtbot.mouseClick(correct.accept, LEFT)
+    assert workbench.session.store.sample(shown).status == "accepted"
+    assert "back" in correct.accept.text()
+    qtbot.mouseClick(correct.accept, LEFT)
+    assert workbench.session.store.sample(shown).status == "new"
+    assert correct.accept.text() == "Accept image"
+
+
+def test_next_goes_to_the_most_uncertain_and_says_why(
+    workbench: Workbench, project: list[str], shown: str, qtbot: QtBot
+) -> None:
+    from dataclasses import replace
+
+    assert workbench.session is not None
+    sample = workbench.session.store.sample(project[2])
+    workbench.session.put_sample(replace(sample, score=0.25))
+    correct: Any = workbench.panels["Correct"]
+    assert "image2.png" in correct.next_hint.text()
+    assert "25.0%" in correct.next_hint.text()
+    qtbot.mouseClick(correct.next, LEFT)
+    qtbot.waitUntil(lambda: workbench.current_correction is not None)
+    assert workbench.current_sample_id == project[2]
+
+
+def test_progress_of_several_images_in_words(
+    workbench: Workbench, parts: tuple[Session, Bridge], qtbot: QtBot
+) -> None:
+    session, bridge = parts
+    predict: Any = workbench.panels["Predict"]
+    qtbot.mouseClick(predict.all, LEFT)
+    jobs = list(session.jobs)
+    assert len(jobs) == 4
+    assert not predict.cancel.isHidden()
+    bridge.put(Finished(job=jobs[0], state=RunState.COMPLETED))
+    bridge.put(Progressed(job=jobs[1], done=1, total=4))
+    qtbot.waitUntil(lambda: predict.progress.text() == "Image 2 of 4, tile 2 of 4")
+    assert (predict.bar.value(), predict.bar.maximum()) == (125, 400)
+    bridge.put(Finished(job=jobs[1], state=RunState.CRASHED, reason="It was killed."))
+    for job in jobs[2:]:
+        bridge.put(Finished(job=job, state=RunState.COMPLETED))
+    qtbot.waitUntil(predict.bar.isHidden)
+    assert predict.progress.text() == (
+        "Done: 3 images predicted. 1 could not be predicted: It was killed."
+    )
+    assert predict.cancel.isHidden()
+
+
+def test_training_is_offered_only_when_there_is_something_to_learn_from(
+    workbench: Workbench, project: list[str], shown: str, qtbot: QtBot
+) -> None:
+    train: Any = workbench.panels["Train"]
+    assert not train.start.isEnabled()
+    assert "Correct or accept" in train.reason.text()
+    show(workbench, project[3], qtbot)
+    assert workbench.current_correction is not None
+    workbench.current_correction.accept()
+    assert "held back" in train.reason.text()
+    assert not train.start.isEnabled()
+    show(workbench, project[0], qtbot)
+    workbench.current_correction.accept()
+    assert train.start.isEnabled()
+    assert train.source.text() == (
+        "Learns from 1 corrected or accepted image; 1 more held back to check the model."
+    )
+
+
+def test_a_run_is_followed_while_painting_goes_on(
+    workbench: Workbench, parts: tuple[Session, Bridge], shown: str, qtbot: QtBot
+) -> None:
+    session, bridge = parts
+    train: Any = workbench.panels["Train"]
+    run = start_run(workbench, session, qtbot)
+    assert not train.stop.isHidden()
+    assert "into nuclei-unet-r1" in train.state.text()
+    for number in range(1, 6):
+        bridge.put(Stepped(job=run, step=number, total=9, loss=1 / number, learning_rate=1e-3,
+                           seconds_left=90))  # fmt: skip
+    bridge.put(Evaluated(job=run, step=5, scores=scores(None, 0.9), is_best=True))
+    qtbot.waitUntil(lambda: train.curves.points == (5, 0, 1))
+    assert train.progress.text() == "Step 5 of 9, 2 min left"
+    assert train.bar.value() == 5
+    assert workbench.layers is not None
+    assert workbench.layers.labels is not None
+    workbench.layers.labels.paint((20, 20), 1)
+    assert session.store.edit_counts(shown) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "words"),
+    [
+        (RunState.CANCELED, "", "Stopped. The model in use has not changed."),
+        (RunState.FAILED, "The loss became nan", "failed: The loss became nan. The model in use"),
+        (RunState.CRASHED, "It was killed.", "unexpectedly: It was killed. The model in use has"),
+    ],
+)
+def test_every_end_but_the_good_one_in_words(
+    workbench: Workbench,
+    parts: tuple[Session, Bridge],
+    qtbot: QtBot,
+    state: RunState,
+    reason: str,
+    words: str,
+) -> None:
+    session, bridge = parts
+    train: Any = workbench.panels["Train"]
+    run = start_run(workbench, session, qtbot)
+    bridge.put(Finished(job=run, state=state, reason=reason))
+    qtbot.waitUntil(lambda: words in train.state.text())
+    assert train.start.isEnabled()
+    assert train.stop.isHidden()
+    assert train.use.isHidden()
+
+
+def test_the_new_model_is_compared_used_and_left_again(
+    workbench: Workbench, parts: tuple[Session, Bridge], shown: str, qtbot: QtBot
+) -> None:
+    from segdesk.io.packages import CARD, bundled_packages, install_package, read_card
+    from segdesk.session.models import current_model
+
+    session, bridge = parts
+    train: Any = workbench.panels["Train"]
+    run = start_run(workbench, session, qtbot)
+    made = session.store.runs()[-1].folder / "model"
+    install_package(bundled_packages()["nuclei-unet"], made)
+    card = read_card(made).model_copy(update={"name": "nuclei-unet-r1"})
+    (made / CARD).write_text(card.model_dump_json())
+    result = {"before": scores(0.2, 0.9), "after": scores(0.75, 0.89)}
+    bridge.put(Finished(job=run, state=RunState.COMPLETED, result=result))
+    qtbot.waitUntil(lambda: not train.use.isHidden())
+    assert [text for text in train.scores.texts if text[0] in "+-"] == ["+0.550"] * 2 + ["-0.010"]
+    assert "is better" in train.verdict.text()
+    assert (current := current_model(session.store)) is not None
+    assert current.name == "nuclei-unet"  # nothing changes by itself
+    qtbot.mouseClick(train.use, LEFT)
+    assert (current := current_model(session.store)) is not None
+    assert current.name == "nuclei-unet-r1"
+    assert list(session.jobs.values()) == [shown]  # the image on screen is predicted anew
+    assert workbench.panels["Predict"].model.currentText() == "nuclei-unet-r1"
+    assert train.back.text() == "Go back to nuclei-unet"
+    qtbot.mouseClick(train.back, LEFT)
+    assert (current := current_model(session.store)) is not None
+    assert current.name == "nuclei-unet"
+
+
+def test_words_without_a_score_say_why() -> None:
+    assert score_rows(scores(None, None), scores(None, None))[0][1:] == ("none", "none", "")
+    assert "No score" in verdict(scores(None, 0.9), scores(None, 0.9))
+    assert "no better" in verdict(scores(0.5, 0.9), scores(0.4, 0.9))
+    assert "forgotten" in verdict(scores(0.5, 0.9), scores(0.8, 0.5))
+
+
+def test_words_of_devices_and_outcomes() -> None:
+    assert device_words("the processor: no card") == "the processor (no card)"
+    assert device_words("the graphics card X") == "the graphics card X"
+    ends = [Finished(job=str(n), state=s) for n, s in
+            enumerate((RunState.COMPLETED, RunState.CANCELED, RunState.CANCELED))]  # fmt: skip
+    assert outcome_words(ends) == "Stopped: 1 of 3 images predicted."
+    assert why_not_train([]) == "Correct or accept at least one image in the Correct panel first."
+    assert learning_words([]) == "Nothing to learn from yet."
