@@ -26,7 +26,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m npe2 validate napari_segdesk
+	$(BIN)/python -m npe2 validate segdesk
 
 setup: system-libraries $(STAMP)
 

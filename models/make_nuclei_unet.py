@@ -28,6 +28,7 @@ from segdesk.core.annotation import Supervision
 from segdesk.core.card import TrainingData
 from segdesk.core.classes import ClassMap
 from segdesk.core.manifest import ManifestSample, RunManifest
+from segdesk.core.run import RunState
 from segdesk.core.sample import Split
 from segdesk.io.images import hash_file, read_image
 from segdesk.io.labels import write_labels
@@ -94,6 +95,22 @@ def write_rehearsal(samples: list[ManifestSample], data: Path, target: Path) -> 
         Image.fromarray(labels[box]).save(target / "labels" / name, optimize=True)
 
 
+def train(
+    folder: Path, manifest: RunManifest, steps: int, *, learning_rate: float, frozen: bool
+) -> Path:
+    """Do one run and return the folder of the model it made."""
+    config = TrainingConfig(
+        steps=steps, learning_rate=learning_rate, freeze_norm=frozen, evaluate_every=100
+    )
+    folder.mkdir()
+    (folder / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
+    (folder / "config.json").write_text(config.model_dump_json(), "utf-8")
+    end = run_folder(folder, tell, CancelToken())
+    if end.state is not RunState.COMPLETED:
+        sys.exit(f"{end.state}: {end.reason}")
+    return folder / "model"
+
+
 def tell(event: AnyEvent) -> None:
     """Print what happens."""
     if isinstance(event, Stepped) and event.step % 20 == 0:
@@ -112,7 +129,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     default = Path(__file__).parent / "segdesk_models" / "pretrained" / NAME
     parser.add_argument("--out", type=Path, default=default)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--frozen-steps", type=int, default=400)
     parser.add_argument("--head", default=OPTIONS["head"])
     parser.add_argument("--activation", default=OPTIONS["activation"])
     arguments = parser.parse_args()
@@ -125,16 +143,15 @@ def main() -> None:
             classes=CLASSES.names, colors=tuple(c.color for c in CLASSES.classes),
             samples=tuple(samples), segdesk_version=__version__,
         )  # fmt: skip
-        config = TrainingConfig(
-            steps=arguments.steps, learning_rate=2e-3, freeze_norm=False, evaluate_every=100
-        )
-        (work / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
-        (work / "config.json").write_text(config.model_dump_json(), "utf-8")
-        if run_folder(work, tell, CancelToken()).reason:
-            sys.exit(1)
-        loaded = load_model(work / "model")
+        first = train(work / "first", manifest, arguments.steps, learning_rate=2e-3, frozen=False)
+        # Batch statistics of four crops, some bright and some dim, blur the small
+        # differences that tell dim nuclei from the background; frozen, they are learnt.
+        manifest = manifest.model_copy(update={"base_folder": first, "base_model": NAME})
+        steps = arguments.frozen_steps
+        model = train(work / "second", manifest, steps, learning_rate=1e-3, frozen=True)
+        loaded = load_model(model)
         held_out = collect(arguments.data, "val", work)
-        scores = evaluate_model(work / "model", held_out, InferenceConfig())
+        scores = evaluate_model(model, held_out, InferenceConfig())
         count = sum(s.split is Split.TRAIN for s in samples)
         card = loaded.card.model_copy(
             update={
@@ -147,6 +164,7 @@ def main() -> None:
                 ),
                 "score": {"dice": round(scores["dice"], 4), "images": scores["n"]},
                 "trained_ids": tuple(s.sha256 for s in samples),
+                "base_model": "",
                 "run": "",
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "description": "Nuclei in fluorescence microscopy; grey or RGB images.",

@@ -26,7 +26,7 @@ DATA = ROOT.parent / "shared" / "data"
 Pixels = npt.NDArray[np.uint8]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """Tiny networks are slower on many threads, and tests share the machine."""
     import torch
@@ -165,8 +165,10 @@ def make_model() -> Callable[..., Path]:
 def on_disk() -> Callable[[Path], dict[str, str]]:
     """List a folder with the hash of every file: equal lists, nothing changed.
 
-    The lock file of a project is left out: it says nothing and may stay.
+    Left out are a project's lock file and what SQLite keeps beside a database
+    while it is looked at: they say nothing and may stay.
     """
+    housekeeping = (".lock", "project.db-wal", "project.db-shm")
 
     def listing(folder: Path) -> dict[str, str]:
         return {
@@ -174,7 +176,7 @@ def on_disk() -> Callable[[Path], dict[str, str]]:
                 hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
             )
             for path in sorted(folder.rglob("*"))
-            if path.name != ".lock"
+            if path.name not in housekeeping
         }
 
     return listing

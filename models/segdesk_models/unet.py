@@ -60,9 +60,7 @@ class Decoder(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(LEVELS, -1, -1)]
-        self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in pairwise(widths)
-        )
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in pairwise(widths))
         self.blocks = nn.ModuleList(ConvBlock(2 * o, o) for o in widths[1:])
 
     def forward(self, features: list[Tensor]) -> Tensor:

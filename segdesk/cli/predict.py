@@ -63,7 +63,7 @@ def predict(
 
 
 def _holds_project(path: Path) -> bool:
-    return any((p / DATABASE_NAME).is_file() for p in (path, path.with_name(path.name + SUFFIX)))
+    return any((p / DATABASE_NAME).is_file() for p in (path, Path(f"{path}{SUFFIX}")))
 
 
 def _predict_project(

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +54,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """Fill a folder beside ``target`` that takes its place when the block ends well.
 
     An existing ``target`` is replaced as a whole. An error inside the block
-    removes the new folder and leaves ``target`` as it was.
+    removes the new folder, with the parents made for it, and leaves ``target``
+    as it was.
 
     Yields
     ------
@@ -68,14 +69,19 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """
     target = Path(target)
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    missing = [folder for folder in target.parents if not folder.exists()]
     with explain_os_errors(target):
-        beside.mkdir(parents=True)
         try:
+            beside.mkdir(parents=True)
             yield beside
             _sync_tree(beside)
             _swap_in(beside, target)
-        finally:
+        except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
+            for folder in missing:
+                with suppress(OSError):  # it holds something else by now
+                    folder.rmdir()
+            raise
 
 
 @contextmanager

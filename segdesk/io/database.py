@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from segdesk.core.errors import InputError, SegDeskError
+from segdesk.io.atomic import free_bytes
+
+#: What SQLite needs beside a database to open it.
+MIN_FREE_BYTES: Final = 64 * 1024
 
 #: Seconds to wait for another program that reads the file.
 BUSY_TIMEOUT: Final = 5.0
@@ -122,7 +126,10 @@ class Database:
 
     def _sentence(self, code: int) -> SegDeskError | None:
         path = self._path
-        if code == sqlite3.SQLITE_FULL:
+        is_disk_trouble = code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
+        # Without room for its index, SQLite says "I/O error" and not "full".
+        has_no_room = is_disk_trouble and free_bytes(path) < MIN_FREE_BYTES
+        if code == sqlite3.SQLITE_FULL or has_no_room:
             return InputError(f"The disk holding {path} is full; free some space and try again.")
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
             return InputError(
@@ -135,7 +142,7 @@ class Database:
             )
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return InputError(f"{path} is in use by another program; close that program.")
-        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+        if is_disk_trouble:
             return SegDeskError(
                 f"{path} cannot be read or written by the disk it is on; check that the disk is "
                 "connected, in order, and has space left."

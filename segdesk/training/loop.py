@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -177,7 +178,18 @@ class FineTuning:
                 "step is kept and no score can be given."
             )
         rehearsal = [item for item in old if item.name not in kept_back]
+        self._warn_of_missing_classes([*planes[Split.TRAIN], *rehearsal])
         return RunData(planes[Split.TRAIN], planes[Split.VALIDATION], rehearsal, remembered)
+
+    def _warn_of_missing_classes(self, items: list[Item]) -> None:
+        names = self._model.card.classes
+        seen = {int(v) for item in items for v in np.unique(item.labels[item.weights > 0])}
+        missing = [name for value, name in enumerate(names) if value not in seen]
+        if missing:
+            self._say(
+                f"No pixel of {' or '.join(missing)} is painted or accepted, so the model will "
+                "unlearn it: paint some of it too, or accept an image."
+            )
 
     def _crop_size(self) -> int:
         stride = find_architecture(self._model.card.architecture).stride

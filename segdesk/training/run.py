@@ -49,9 +49,7 @@ def _finish(
         return Finished(job=job, state=RunState.CANCELED)
     except SegDeskError as error:
         is_input = isinstance(error, InputError)
-        return Finished(
-            job=job, state=RunState.FAILED, reason=error.message, is_input=is_input
-        )
+        return Finished(job=job, state=RunState.FAILED, reason=error.message, is_input=is_input)
     except Exception as error:  # noqa: BLE001  the child's boundary: its parent must be told
         traceback.print_exc(file=sys.stderr)
         reason = f"Fine-tuning failed ({type(error).__name__}: {error}); the log says where."

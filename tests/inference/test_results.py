@@ -133,7 +133,15 @@ def test_cancelling_leaves_nothing(tmp_path: Path, make_model: MakeModel, at: in
     image, model = write(tmp_path / "i.png", (200, 200)), make_model(tmp_path / "m")
     (tmp_path / "out").mkdir()
     with pytest.raises(CanceledError):
-        predict(image, model, tmp_path / "out" / "x", token=token, progress=progress, tile_size=64, overlap=16)
+        predict(
+            image,
+            model,
+            tmp_path / "out" / "x",
+            token=token,
+            progress=progress,
+            tile_size=64,
+            overlap=16,
+        )
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -150,7 +158,9 @@ def test_progress_counts_all_tiles_of_all_planes_once(
 ) -> None:
     seen: list[tuple[int, int]] = []
     image, model = write(tmp_path / "i.tif", (2, 100, 70)), make_model(tmp_path / "m")
-    predict(image, model, tmp_path / "o", progress=lambda *a: seen.append(a), tile_size=64, overlap=16)
+    predict(
+        image, model, tmp_path / "o", progress=lambda *a: seen.append(a), tile_size=64, overlap=16
+    )
     total = seen[-1][1]
     assert seen[-1] == (total, total)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -166,7 +176,9 @@ def test_tiles_far_apart_agree_with_the_whole(tmp_path: Path, make_model: MakeMo
     assert np.abs(first - second).mean() < 0.02
 
 
-@pytest.mark.parametrize(("mode", "takes"), [("L", 1), ("L", 3), ("RGB", 3), ("RGBA", 3), ("LA", 1)])
+@pytest.mark.parametrize(
+    ("mode", "takes"), [("L", 1), ("L", 3), ("RGB", 3), ("RGBA", 3), ("LA", 1)]
+)
 def test_alpha_does_not_count_and_grey_fits_every_model(
     tmp_path: Path, make_model: MakeModel, mode: str, takes: int
 ) -> None:

@@ -28,7 +28,11 @@ def test_two_classes_are_unsure_from_a_quarter_to_three_quarters() -> None:
 
 
 @settings(max_examples=50)
-@given(classes=st.integers(2, 6), seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(list(UncertaintyKind)))  # fmt: skip
+@given(
+    classes=st.integers(2, 6),
+    seed=st.integers(0, 2**32 - 1),
+    kind=st.sampled_from(list(UncertaintyKind)),
+)
 def test_it_lies_between_0_and_1_whatever_the_order_of_classes(
     classes: int, seed: int, kind: UncertaintyKind
 ) -> None:

@@ -10,6 +10,7 @@ from segdesk.core.classes import ClassMap
 from segdesk.core.sample import Sample, Split
 from segdesk.io.store import ProjectStore
 
+
 @pytest.fixture
 def new_sample(tmp_path: Path) -> Callable[..., Sample]:
     def make(

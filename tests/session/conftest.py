@@ -10,11 +10,6 @@ from segdesk.io.store import ProjectStore
 from segdesk.session.session import Session
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread: None) -> None:
-    pass
-
-
 @pytest.fixture
 def reopen(tmp_path: Path, two_classes: ClassMap) -> Iterator[Callable[[], Session]]:
     """Open the project as a new window would; the one before is closed."""

@@ -146,6 +146,26 @@ def test_a_new_prediction_keeps_corrected_pixels(
     same(Correction(reopen(), sample), correction)
 
 
+def test_a_stroke_older_than_the_prediction_is_undone_to_the_newer_one(
+    session: Session, sample: Sample, reopen: Reopen
+) -> None:
+    """Paint, predict with something better, close; then undo and redo in a new window."""
+    predict(session, sample, np.zeros(sample.shape, np.uint8), "nuclei-unet")
+    labels = np.zeros((4, 5), np.uint8)
+    labels[0] = 1
+    Correction(session, sample).stroke((2, 3), labels, "paint")
+    predict(session, sample, np.ones(sample.shape, np.uint8), "nuclei-unet")
+    again = Correction(reopen(), sample)
+    assert again.undo() is not None
+    assert again.annotation.labels.all()
+    same(Correction(reopen(), sample), again)
+    again = Correction(reopen(), sample)
+    assert again.redo() is not None
+    assert again.annotation.labels.all()
+    assert (again.annotation.supervision > 0).sum() == 5
+    same(Correction(reopen(), sample), again)
+
+
 strokes = st.tuples(st.just("stroke"), st.integers(0, 50), st.integers(0, 50), st.integers(0, 1))
 steps = st.lists(
     st.one_of(
@@ -157,7 +177,7 @@ steps = st.lists(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=steps)
 def test_reopening_shows_what_was_on_screen_whatever_was_done(

@@ -67,13 +67,13 @@ def test_one_bad_file_and_nothing_is_added(
 def test_a_disk_that_fills_up_leaves_the_project_as_it_was(
     tmp_path: Path, tmpfs: Callable[..., Path], two_classes: ClassMap, copy: bool
 ) -> None:
-    disk = tmpfs("size=700k")
+    disk = tmpfs("size=500k")
     random = np.random.default_rng(0)
     pairs = []
     for number in range(12):
         path, mask = tmp_path / f"{number}.png", tmp_path / f"m{number}.png"
-        Image.fromarray(random.integers(0, 255, (300, 300), np.uint8)).save(path)
-        Image.fromarray(random.integers(0, 2, (300, 300), np.uint8)).save(mask)
+        Image.fromarray(random.integers(0, 2, (600, 600), np.uint8)).save(path)
+        Image.fromarray(random.integers(0, 2, (600, 600), np.uint8)).save(mask)
         pairs.append(NewImage(path, mask))
     with ProjectStore.create(disk / "p", two_classes) as store:
         session = Session(store)

@@ -25,7 +25,8 @@ def sampler(items: list[Item], old: list[Item], batch_size: int, replay: float) 
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "replay", "old"), [(4, 0.5, 2), (4, 0, 0), (4, 0.9, 3), (1, 0.5, 0), (10, 0.3, 3)]
+    ("batch_size", "replay", "old"),
+    [(4, 0.5, 2), (4, 0, 0), (4, 0.9, 3), (1, 0.5, 0), (10, 0.3, 3)],
 )
 def test_replay_is_that_share_of_every_batch(batch_size: int, replay: float, old: int) -> None:
     draws = sampler([item(1), item(2)], [item(100), item(101)], batch_size, replay)
@@ -85,7 +86,7 @@ def test_augmentation_moves_image_and_labels_together(channels: int) -> None:
     assert moved.image.shape == image.shape
     assert moved.labels.dtype == torch.uint8
     assert set(moved.weights.unique().tolist()) <= {0.0, 1.0}
-    assert 0 <= moved.image.min()
+    assert moved.image.min() >= 0
     assert moved.image.max() <= 1
     assert not torch.equal(moved.labels, labels)
     for picture, mask, weight in zip(moved.image, moved.labels, moved.weights, strict=True):
