@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from segdesk.core.card import Normalization
 from segdesk.core.sample import Split
 
 
@@ -27,7 +28,7 @@ class RunManifest(BaseModel):
     """The contents of ``manifest.json`` in a run's folder.
 
     A run starts from ``base_folder`` (a model package), or, when that is None,
-    from an untrained ``architecture`` with ``options``.
+    from an untrained ``architecture`` with ``options`` and ``normalization``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +39,7 @@ class RunManifest(BaseModel):
     base_folder: Path | None = None
     architecture: str = ""
     options: dict[str, Any] = {}
+    normalization: Normalization = Normalization()
     channels: int
     classes: tuple[str, ...]
     colors: tuple[str, ...]

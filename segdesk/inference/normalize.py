@@ -37,7 +37,7 @@ def fit_channels(data: npt.NDArray[Any], channels: int, model: str) -> npt.NDArr
 
 
 def scale_to_unit(data: npt.NDArray[Any], how: Normalization) -> npt.NDArray[np.float32]:
-    """Scale an image to 0..1 by its own percentiles, over all its channels.
+    """Scale an image to 0..1 by its own percentiles, over all its channels, and bend it.
 
     A constant image becomes 0 everywhere. Percentiles are taken from at most a
     million values, evenly spread, so that a large image takes no longer.
@@ -50,7 +50,8 @@ def scale_to_unit(data: npt.NDArray[Any], how: Normalization) -> npt.NDArray[np.
     if high <= low:
         return np.zeros(data.shape, np.float32)
     scaled = (data.astype(np.float32) - np.float32(low)) / np.float32(high - low)
-    return np.clip(scaled, 0.0, 1.0, out=scaled)
+    np.clip(scaled, 0.0, 1.0, out=scaled)
+    return scaled if how.gamma == 1.0 else np.power(scaled, np.float32(how.gamma), out=scaled)
 
 
 def standardize(unit: npt.NDArray[np.float32], how: Normalization) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from segdesk.core.annotation import Annotation, Edit
 from segdesk.core.errors import InputError
-from segdesk.core.sample import Sample
+from segdesk.core.sample import Sample, Status
 from segdesk.io.database import Database
 from segdesk.io.labels import read_labels, write_labels
 from segdesk.io.schema import edit_of, edit_values, sample_of, stored_path
@@ -67,7 +67,13 @@ class Journal:
         self._is_read_only = read_only
 
     def write_revision(
-        self, sample_id: str, labels: LabelArray, supervision: LabelArray, *, origin: str
+        self,
+        sample_id: str,
+        labels: LabelArray,
+        supervision: LabelArray,
+        *,
+        origin: str,
+        status: Status | None = None,
     ) -> Annotation:
         """Save labels as the sample's newest revision.
 
@@ -78,6 +84,8 @@ class Journal:
         ----------
         labels, supervision
             uint8 arrays of the sample's spatial shape.
+        status
+            The sample's new status, set in the same transaction.
 
         Raises
         ------
@@ -97,6 +105,10 @@ class Journal:
         write_labels(path, labels, supervision)
         with self._database.transaction() as connection:
             self._insert_revision(connection, sample_id, number, origin)
+            if status is not None:
+                connection.execute(
+                    "UPDATE samples SET status = ? WHERE id = ?", (str(status), sample_id)
+                )
             _move(connection, sample_id, "active", "merged")
             _move(connection, sample_id, "undone", "dropped")
         return Annotation(sample_id, number, labels.copy(), supervision.copy())

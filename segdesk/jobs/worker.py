@@ -125,17 +125,21 @@ class WorkerProcess:
         flags = 0
         if sys.platform == "win32":
             flags = subprocess.CREATE_NEW_PROCESS_GROUP
+        # What it prints before it opens its log itself: an import that fails.
+        errors = self._log.open("ab") if self._log is not None else None
         process = subprocess.Popen(
             self._arguments,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=None if self._log is None else subprocess.DEVNULL,
+            stderr=errors,
             text=True,
             encoding="utf-8",
             bufsize=1,
             start_new_session=sys.platform != "win32",
             creationflags=flags,
         )
+        if errors is not None:
+            errors.close()
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("The worker has no pipes.")
         self._stdin: IO[str] = process.stdin

@@ -120,8 +120,7 @@ class Correction:
 
     def accept(self) -> None:
         """Say that all labels are right as they are, and write a revision."""
-        self._write(self.annotation.accepted(), "accepted")
-        self._set_status(Status.ACCEPTED)
+        self._write(self.annotation.accepted(), "accepted", Status.ACCEPTED)
 
     def take_back(self) -> None:
         """Withdraw the acceptance; corrected pixels stay corrected."""
@@ -129,11 +128,10 @@ class Correction:
         supervision = np.where(
             old.supervision == Supervision.ACCEPTED, np.uint8(Supervision.UNSEEN), old.supervision
         )
-        self._write(Annotation(self._id, old.revision, old.labels, supervision), "taken back")
-        sample = self.sample
-        without = Status.NEW if sample.score is None else Status.PREDICTED
+        without = Status.NEW if self.sample.score is None else Status.PREDICTED
         status = Status.CORRECTED if supervision.any() else without
-        self._session.put_sample(replace(sample, status=status))
+        annotation = Annotation(self._id, old.revision, old.labels, supervision)
+        self._write(annotation, "taken back", status)
 
     # How ---------------------------------------------------------------------
 
@@ -166,11 +164,17 @@ class Correction:
             self._write(self.annotation, "predicted again")
         self._is_based = True
 
-    def _write(self, annotation: Annotation, origin: str) -> None:
+    def _write(self, annotation: Annotation, origin: str, status: Status | None = None) -> None:
         self.annotation = self._session.store.write_revision(
-            self._id, annotation.labels.copy(), annotation.supervision.copy(), origin=origin
+            self._id,
+            annotation.labels.copy(),
+            annotation.supervision.copy(),
+            origin=origin,
+            status=status,
         )
         self._is_based = True
+        if status is not None:
+            self._session.events.sample_changed.emit(self.sample)
         self._session.events.labels_changed.emit(self._id)
 
     def _step_back(self) -> None:
@@ -185,15 +189,3 @@ class Correction:
         is_step_back = sample.status is Status.ACCEPTED and status is Status.CORRECTED
         if sample.status is not status and not is_step_back:
             self._session.put_sample(replace(sample, status=status))
-
-
-def consolidate(session: Session, sample: Sample) -> Annotation | None:
-    """Write strokes not yet in a revision into one; None without labels."""
-    annotation = session.store.annotation(sample.id)
-    if annotation is None:
-        return None
-    if session.store.edit_counts(sample.id)[0]:
-        return session.store.write_revision(
-            sample.id, annotation.labels, annotation.supervision, origin="strokes"
-        )
-    return annotation

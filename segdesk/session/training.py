@@ -2,44 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from segdesk import __version__
 from segdesk.config.training import TrainingConfig
+from segdesk.core.annotation import Annotation
 from segdesk.core.errors import InputError
 from segdesk.core.manifest import ManifestSample, RunManifest
 from segdesk.core.run import Run, RunState
-from segdesk.core.sample import Split, Status
+from segdesk.core.sample import Sample, Split
 from segdesk.io.atomic import atomic_folder
 from segdesk.io.labels import write_labels
 from segdesk.io.store import ProjectStore
-from segdesk.session.correcting import consolidate
 from segdesk.session.models import current_model, find_model, next_model_name
 from segdesk.session.predicting import check_channels
 from segdesk.session.session import Session
 
 
-def labelled_samples(session: Session) -> list[ManifestSample]:
-    """Return the samples on which a person has spoken, with their label files."""
+@dataclass(frozen=True)
+class Labelled:
+    """A sample on which a person has spoken; ``has_strokes``: not all are in a revision."""
+
+    sample: Sample
+    annotation: Annotation
+    has_strokes: bool
+
+
+def labelled_samples(store: ProjectStore) -> list[Labelled]:
+    """Return the samples on which a person has spoken."""
     found = []
-    for sample in session.store.samples():
-        if sample.status not in (Status.CORRECTED, Status.ACCEPTED):
-            continue
-        annotation = consolidate(session, sample)
-        if annotation is None or not annotation.supervision.any():
-            continue
-        found.append(
-            ManifestSample(
-                id=sample.id,
-                image=sample.path,
-                sha256=sample.sha256,
-                labels=session.store.revision_file(sample.id, annotation.revision),
-                revision=annotation.revision,
-                split=sample.split,
-            )
-        )
+    for sample in store.samples():
+        annotation = store.annotation(sample.id)
+        if annotation is not None and annotation.supervision.any():
+            found.append(Labelled(sample, annotation, store.edit_counts(sample.id)[0] > 0))
     return found
+
+
+def list_sample(store: ProjectStore, item: Labelled, folder: Path, name: Path) -> ManifestSample:
+    """Describe a labelled sample for a worker.
+
+    Strokes that are in no revision yet stay where they are, so that they can still
+    be undone; the labels with them are written into ``folder``, which will be
+    called ``name``.
+    """
+    sample, annotation = item.sample, item.annotation
+    labels = store.revision_file(sample.id, annotation.revision)
+    if item.has_strokes:
+        write_labels(folder / f"{sample.id}.tif", annotation.labels, annotation.supervision)
+        labels = name / f"{sample.id}.tif"
+    return ManifestSample(
+        id=sample.id,
+        image=sample.path,
+        sha256=sample.sha256,
+        labels=labels,
+        revision=annotation.revision,
+        split=sample.split,
+    )
 
 
 def judged_samples(store: ProjectStore, work: Path) -> list[ManifestSample]:
@@ -55,28 +75,13 @@ def judged_samples(store: ProjectStore, work: Path) -> list[ManifestSample]:
     InputError
         None of the validation images is labelled yet.
     """
-    found = []
-    for sample in store.samples():
-        annotation = store.annotation(sample.id)
-        if sample.split is not Split.VALIDATION or annotation is None:
-            continue
-        file = work / f"{sample.id}.tif"
-        write_labels(file, annotation.labels, annotation.supervision)
-        listed = ManifestSample(
-            id=sample.id,
-            image=sample.path,
-            sha256=sample.sha256,
-            labels=file,
-            revision=annotation.revision,
-            split=sample.split,
-        )
-        found += [listed] if annotation.supervision.any() else []
-    if not found:
+    held_back = [i for i in labelled_samples(store) if i.sample.split is Split.VALIDATION]
+    if not held_back:
         raise InputError(
             "None of the images held back for validation is labelled yet; accept one of them, or "
             "give --images and --masks."
         )
-    return found
+    return [list_sample(store, item, work, work) for item in held_back]
 
 
 def start(session: Session, config: TrainingConfig, model: str | None = None) -> Run:
@@ -93,42 +98,36 @@ def start(session: Session, config: TrainingConfig, model: str | None = None) ->
         raise InputError("Choose a model to start from in the Predict panel.")
     if any(not run.state.is_terminal for run in store.runs() if run.id in session.jobs):
         raise InputError("A fine-tuning run is under way; stop it or wait for its end.")
-    samples = labelled_samples(session)
-    for listed in samples:
-        check_channels(store.sample(listed.id), entry)
-    if not any(sample.split is Split.TRAIN for sample in samples):
-        held = sum(sample.split is Split.VALIDATION for sample in samples)
+    labelled = labelled_samples(store)
+    for item in labelled:
+        check_channels(item.sample, entry)
+    if not any(item.sample.split is Split.TRAIN for item in labelled):
+        held = len(labelled)
         extra = f" The {held} labelled so far are held back to check the model." if held else ""
         raise InputError(
             "There is nothing to learn from yet: correct or accept at least one image that is "
             f"not held back for validation.{extra}"
         )
-    manifest = RunManifest(
-        run=_new_run_id(store.folder, entry.name),
-        new_model=next_model_name(store, entry.name),
-        base_model=entry.name,
-        base_folder=entry.folder,
-        channels=entry.card.channels,
-        classes=store.classes.names,
-        colors=tuple(c.color for c in store.classes.classes),
-        samples=tuple(samples),
-        segdesk_version=__version__,
-    )
-    return begin(session, manifest, config)
-
-
-def begin(session: Session, manifest: RunManifest, config: TrainingConfig) -> Run:
-    """Write ``manifest`` and ``config`` into a new run folder and start it."""
-    folder = session.store.folder / "runs" / manifest.run
+    run_id = _new_run_id(store.folder, entry.name)
+    folder = store.folder / "runs" / run_id
     with atomic_folder(folder) as beside:
+        manifest = RunManifest(
+            run=run_id,
+            new_model=next_model_name(store, entry.name),
+            base_model=entry.name,
+            base_folder=entry.folder,
+            channels=entry.card.channels,
+            classes=store.classes.names,
+            colors=tuple(c.color for c in store.classes.classes),
+            samples=tuple(list_sample(store, i, beside, folder) for i in labelled),
+            segdesk_version=__version__,
+        )
         (beside / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
         (beside / "config.json").write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
-    run = Run(
-        manifest.run, folder, manifest.base_model, RunState.RUNNING, new_model=manifest.new_model
-    )
+    run = Run(run_id, folder, entry.name, RunState.RUNNING, new_model=manifest.new_model)
     session.put_run(run)
-    session.backend.train(run.id, folder)
-    return next(r for r in session.store.runs() if r.id == run.id)
+    session.backend.train(run_id, folder)
+    return next(r for r in store.runs() if r.id == run_id)
 
 
 def stop(session: Session, run_id: str) -> None:
