@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +255,35 @@ def test_a_project_in_use_elsewhere_is_refused_and_the_open_one_stays(
         assert window.workbench.session is session
     finally:
         other.close()
+
+
+OPEN_AND_LIST = """
+import sys
+from qtpy.QtCore import QTimer
+import segdesk.app.window as module
+
+class Window(module.DesktopWindow):
+    def __init__(self):
+        super().__init__()
+        self.timer = QTimer()
+        self.timer.timeout.connect(self.look)
+        self.timer.start(100)
+
+    def look(self):
+        if self.workbench.current_correction is not None:
+            heavy = [m for m in ("torch", "torchvision") if m in sys.modules]
+            print("shown", heavy)
+            self.timer.stop()
+            self.main.close()
+
+module.DesktopWindow = Window
+from segdesk.app.main import run_app
+run_app(sample=True)
+"""
+
+
+def test_the_window_leaves_torch_out_of_its_process(home: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_AND_LIST], capture_output=True, text=True, timeout=120
+    )
+    assert "shown []" in done.stdout, done.stderr
