@@ -23,7 +23,7 @@ from PIL import Image
 
 from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
-from segdesk.config.training import TrainingConfig
+from segdesk.config.training import Augmentation, TrainingConfig
 from segdesk.core.annotation import Supervision
 from segdesk.core.card import Normalization, TrainingData
 from segdesk.core.classes import ClassMap
@@ -102,7 +102,11 @@ def train(
 ) -> Path:
     """Do one run and return the folder of the model it made."""
     config = TrainingConfig(
-        steps=steps, learning_rate=learning_rate, freeze_norm=frozen, evaluate_every=100
+        steps=steps,
+        learning_rate=learning_rate,
+        freeze_norm=frozen,
+        evaluate_every=100,
+        augment=Augmentation.FLIPS,
     )
     folder.mkdir()
     (folder / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")

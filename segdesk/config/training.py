@@ -18,6 +18,14 @@ class Recipe(StrEnum):
     HEAD = "head"
 
 
+class Augmentation(StrEnum):
+    """How crops are varied."""
+
+    NONE = "none"
+    FLIPS = "flips"
+    FULL = "full"
+
+
 class TrainingConfig(Knobs):
     """How a model is fine-tuned on the corrected images."""
 
@@ -75,10 +83,11 @@ class TrainingConfig(Knobs):
         description="Keep the normalisation statistics of the model it starts from. Without "
         "this, a second kind of image makes it forget the first.",
     )
-    augment: bool = Field(
-        True,
+    augment: Augmentation = Field(
+        Augmentation.FULL,
         title="Augment",
-        description="Flip, turn, scale and vary brightness, contrast and colour of the crops.",
+        description="flips: mirror and turn the crops by 90 degrees; full: also turn and scale "
+        "them freely.",
     )
     corrected_weight: float = Field(
         1.0,

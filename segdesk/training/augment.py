@@ -5,33 +5,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segdesk.config.training import Augmentation
 from segdesk.nn.torchvision_compat import import_transforms
 from segdesk.training.dataset import Batch
 
 
 class Augmenter:
-    """Flips, turns and scales crops, and varies their grey values and colour.
+    """Flips, turns and scales crops, and varies their contrast and colour.
 
     torchvision moves image and mask together; pixels from outside the crop get
-    weight 0, so that nothing is learnt from them. Grey values are varied here,
+    weight 0, so that nothing is learnt from them. Contrast is varied here,
     because torchvision's colour transforms take one or three channels only.
+
+    Parameters
+    ----------
+    kind
+        ``FLIPS`` moves no pixel between its neighbours, ``FULL`` also interpolates.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Augmentation) -> None:
         v2 = import_transforms()
         from torchvision import tv_tensors
 
         self._tv = tv_tensors
-        affine = v2.RandomAffine(
-            degrees=45,
-            scale=(0.8, 1.25),
-            interpolation=v2.InterpolationMode.BILINEAR,
-            fill={tv_tensors.Image: 0.0, tv_tensors.Mask: 0.0},
-        )
-        # Turning by less than 90 degrees blurs and loses corners, so only some crops are.
-        self._geometry = v2.Compose(
-            [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), v2.RandomApply([affine], 0.3)]
-        )
+        moves = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+        if kind is Augmentation.FULL:
+            affine = v2.RandomAffine(
+                degrees=45,
+                scale=(0.8, 1.25),
+                interpolation=v2.InterpolationMode.BILINEAR,
+                fill={tv_tensors.Image: 0.0, tv_tensors.Mask: 0.0},
+            )
+            # It blurs and loses corners, so only some crops are moved so.
+            moves.append(v2.RandomApply([affine], 0.3))
+        self._geometry = v2.Compose(moves)
 
     def __call__(self, batch: Batch) -> Batch:
         """Return a batch with each crop varied on its own."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
-from segdesk.config.training import Recipe, TrainingConfig
+from segdesk.config.training import Augmentation, Recipe, TrainingConfig
 from segdesk.core.card import ModelCard, TrainingData
 from segdesk.core.errors import CanceledError, InputError, SegDeskError
 from segdesk.core.manifest import RunManifest
@@ -105,7 +105,8 @@ class FineTuning:
             replay=self._config.replay,
             generator=self._generator,
         )
-        augment = Augmenter() if self._config.augment else None
+        kind = self._config.augment
+        augment = None if kind is Augmentation.NONE else Augmenter(kind)
         before = self._judge(predictor, data, step=0)
         after = before
         began = time.monotonic()

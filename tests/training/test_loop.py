@@ -33,7 +33,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
 
 def test_discs_are_learnt(tmp_path: Path, train: Train) -> None:
     """Something trivial, from nothing: the loss falls and unseen discs are found."""
-    done = train("r", None, steps=60, learning_rate=1e-2, evaluate_every=20, augment=False)
+    done = train("r", None, steps=60, learning_rate=1e-2, evaluate_every=20, augment="none")
     assert done.end.state is RunState.COMPLETED, done.end.reason
     assert np.mean(done.losses[-10:]) < 0.5 * np.mean(done.losses[:10])
     assert done.end.result["after"]["dice"] > 0.8
@@ -135,7 +135,7 @@ def test_pixels_nobody_spoke_about_teach_nothing(
         mask[20:] = 1 - mask[20:]  # wrong labels where nobody has spoken
         return strokes(mask, number)
 
-    settings = {"splits": "t", "augment": False}
+    settings = {"splits": "t", "augment": "none"}
     right = train("a", base, supervise=strokes, **settings)
     wrong = train("b", base, supervise=scratch, **settings)
     assert right.end.state is RunState.COMPLETED
@@ -170,7 +170,7 @@ def test_replay_keeps_what_was_known(tmp_path: Path, train: Train, make_model: M
         return np.ones_like(mask)
 
     settings = {
-        "splits": "t", "supervise": everything, "steps": 25, "batch_size": 4, "augment": False,
+        "splits": "t", "supervise": everything, "steps": 25, "batch_size": 4, "augment": "none",
         "learning_rate": 1e-2, "freeze_norm": False,
     }  # fmt: skip
     without = train("a", base, replay=0, **settings)

@@ -21,7 +21,7 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "batch_size": 13,
         "crop_size": 1024,
         "freeze_norm": False,
-        "augment": False,
+        "augment": "none",
         "corrected_weight": 2.5,
         "evaluate_every": 7,
         "weight_decay": 2e-6,
