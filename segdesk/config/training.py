@@ -112,6 +112,14 @@ class TrainingConfig(Knobs):
         description="Pull of the weights towards zero.",
         json_schema_extra={"log": True},
     )
+    averaging: float = Field(
+        0.98,
+        ge=0,
+        lt=1,
+        title="Averaging",
+        description="How much of the running mean of the weights each step keeps; the mean is "
+        "what is judged and saved. 0 takes the last weights as they are.",
+    )
     seed: int = Field(
         0, ge=0, le=2**31 - 1, title="Seed", description="Same seed, same data: same result."
     )

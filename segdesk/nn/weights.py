@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError
@@ -81,7 +81,7 @@ def load_weights(network: nn.Module, path: Path, name: str) -> None:
 def save_model(folder: Path, network: nn.Module, card: ModelCard) -> ModelCard:
     """Write weights and card; returns the card with hash and parameter count."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(folder / WEIGHTS, network)
+    write_weights(folder / WEIGHTS, network.state_dict())
     card = card.model_copy(
         update={
             "weights_sha256": hash_weights(folder),
@@ -92,9 +92,11 @@ def save_model(folder: Path, network: nn.Module, card: ModelCard) -> ModelCard:
     return card
 
 
-def write_weights(path: Path, network: nn.Module, metadata: dict[str, str] | None = None) -> None:
+def write_weights(
+    path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write the weights as safetensors; the old file stays until the new is whole."""
-    state = {k: v.detach().to("cpu").contiguous() for k, v in network.state_dict().items()}
+    state = {k: v.detach().to("cpu").contiguous() for k, v in weights.items()}
     # Through bytes and not save_file, so that a full disk is an OSError we can explain.
     atomic_write_bytes(path, save(state, metadata))
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from segdesk.nn.weights import write_weights
 
 
-def save_checkpoint(path: Path, network: nn.Module, step: int) -> None:
+def save_checkpoint(path: Path, weights: dict[str, Tensor], step: int) -> None:
     """Write the weights after ``step`` steps; the old file stays until the new is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_weights(path, network, {"step": str(step)})
+    write_weights(path, weights, {"step": str(step)})
 
 
 def snapshot(network: nn.Module) -> dict[str, Tensor]:

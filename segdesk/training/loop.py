@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,6 +89,7 @@ class FineTuning:
         self._device = pick_device(config.device).device
         self._best = -math.inf
         self._best_state: dict[str, Tensor] | None = None
+        self._average: dict[str, Tensor] = {}
         self._generator = seed_everything(config.seed)
 
     def run(self) -> dict[str, Any]:
@@ -115,6 +117,7 @@ class FineTuning:
             self._set_training_mode(network)
             batch = sampler.draw()
             loss = self._step(network, optimizer, augment(batch) if augment else batch)
+            self._average_in(network, step)
             self._report(step, loss, optimizer, began)
             schedule.step()
             if step % self._config.evaluate_every == 0 or step == self._config.steps:
@@ -256,6 +259,28 @@ class FineTuning:
         optimizer.step()
         return float(loss.detach())
 
+    def _average_in(self, network: nn.Module, step: int) -> None:
+        """Take the new weights into their running mean (Polyak averaging).
+
+        The first steps keep less of it, or a short run would stay where it began.
+        """
+        kept = min(self._config.averaging, (1 + step) / (10 + step))
+        for name, value in network.state_dict().items():
+            if not value.is_floating_point() or step == 1:
+                self._average[name] = value.detach().clone()
+            else:
+                self._average[name].lerp_(value, 1 - kept)
+
+    @contextmanager
+    def _averaged(self, network: nn.Module) -> Iterator[None]:
+        """Lend the network its averaged weights."""
+        own = snapshot(network)
+        network.load_state_dict(self._average)
+        try:
+            yield
+        finally:
+            network.load_state_dict(own)
+
     def _report(
         self, step: int, loss: float, optimizer: torch.optim.Optimizer, began: float
     ) -> None:
@@ -278,7 +303,9 @@ class FineTuning:
 
     def _leave_if_canceled(self, network: nn.Module, step: int) -> None:
         if self._token.is_canceled:
-            save_checkpoint(self._folder / "checkpoints" / "last.safetensors", network, step)
+            save_checkpoint(
+                self._folder / "checkpoints" / "last.safetensors", snapshot(network), step
+            )
             raise CanceledError
 
     # What comes out ------------------------------------------------------------
@@ -305,9 +332,13 @@ class FineTuning:
     ) -> dict[str, Any]:
         """Judge after ``step`` and keep the best weights; returns the best scores."""
         try:
-            scores = self._judge(predictor, data, step)
+            with self._averaged(network):
+                scores = self._judge(predictor, data, step)
+                weights = snapshot(network)
         except CanceledError:
-            save_checkpoint(self._folder / "checkpoints" / "last.safetensors", network, step)
+            save_checkpoint(
+                self._folder / "checkpoints" / "last.safetensors", snapshot(network), step
+            )
             raise
         known = [s for s in (scores["dice"], scores["remembered"]["dice"]) if s is not None]
         # Without validation images of the user's, "best" could only mean "least changed".
@@ -317,8 +348,8 @@ class FineTuning:
         if not is_best:
             return best_scores
         self._best = value
-        self._best_state = snapshot(network)
-        save_checkpoint(self._folder / "checkpoints" / "best.safetensors", network, step)
+        self._best_state = weights
+        save_checkpoint(self._folder / "checkpoints" / "best.safetensors", weights, step)
         return scores
 
     def _save(self, network: nn.Module, after: dict[str, Any]) -> ModelCard:

@@ -58,8 +58,7 @@ def main(project: Path, first: int, sample_id: str) -> None:
             say(f"accepted {sample_id} {number}")
         if not session.jobs:
             config = TrainingConfig(steps=1000, batch_size=2, crop_size=64, evaluate_every=5)
-            run = training.start(session, config)
-            say(f"run {run.id}")
+            training.start(session, config)
 
     window.workbench.show_sample(sample_id)
     timer = QTimer()
