@@ -23,9 +23,9 @@ from PIL import Image
 
 from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
-from segdesk.config.training import TrainingConfig
+from segdesk.config.training import Augmentation, TrainingConfig
 from segdesk.core.annotation import Supervision
-from segdesk.core.card import TrainingData
+from segdesk.core.card import Normalization, TrainingData
 from segdesk.core.classes import ClassMap
 from segdesk.core.manifest import ManifestSample, RunManifest
 from segdesk.core.run import RunState
@@ -43,6 +43,8 @@ from segdesk.training.run import run_folder
 CLASSES = ClassMap.from_names(["background", "nucleus"])
 NAME = "nuclei-unet"
 OPTIONS = {"width": 16, "dropout": 0.1, "head": "C", "activation": "none"}
+#: Percentiles instead cost 0.01 Dice: dim nuclei beside few bright ones are missed.
+NORMALIZATION = Normalization(kind="zscore", mean=0.0, std=1.0)
 REHEARSAL_IMAGES = 16
 REHEARSAL_SIDE = 256
 
@@ -94,15 +96,14 @@ def write_rehearsal(samples: list[ManifestSample], data: Path, target: Path) -> 
         Image.fromarray(labels[box]).save(target / "labels" / name, optimize=True)
 
 
-def train(
-    folder: Path, manifest: RunManifest, steps: int, *, learning_rate: float, frozen: bool
-) -> Path:
-    """Do one run and return the folder of the model it made."""
+def train(folder: Path, manifest: RunManifest, steps: int) -> Path:
+    """Do the run and return the folder of the model it made."""
     config = TrainingConfig(
         steps=steps,
-        learning_rate=learning_rate,
-        freeze_norm=frozen,
+        learning_rate=2e-3,
+        freeze_norm=False,
         evaluate_every=100,
+        augment=Augmentation.FLIPS,
         averaging=0.99,
     )
     folder.mkdir()
@@ -132,8 +133,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     default = Path(__file__).parent / "segdesk_models" / "pretrained" / NAME
     parser.add_argument("--out", type=Path, default=default)
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--frozen-steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--head", default=OPTIONS["head"])
     parser.add_argument("--activation", default=OPTIONS["activation"])
     arguments = parser.parse_args()
@@ -143,15 +143,11 @@ def main() -> None:
         samples = collect(arguments.data, "train", work)
         manifest = RunManifest(
             run=NAME, new_model=NAME, architecture="unet", options=options, channels=3,
+            normalization=NORMALIZATION,
             classes=CLASSES.names, colors=tuple(c.color for c in CLASSES.classes),
             samples=tuple(samples), segdesk_version=__version__,
         )  # fmt: skip
-        first = train(work / "first", manifest, arguments.steps, learning_rate=2e-3, frozen=False)
-        # Batch statistics of four crops, some bright and some dim, blur the small
-        # differences that tell dim nuclei from the background; frozen, they are learnt.
-        manifest = manifest.model_copy(update={"base_folder": first, "base_model": NAME})
-        steps = arguments.frozen_steps
-        model = train(work / "second", manifest, steps, learning_rate=5e-4, frozen=True)
+        model = train(work / "run", manifest, arguments.steps)
         loaded = load_model(model)
         held_out = collect(arguments.data, "val", work)
         scores = evaluate_model(model, held_out, InferenceConfig())

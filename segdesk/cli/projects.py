@@ -8,10 +8,16 @@ from pathlib import Path
 import typer
 
 from segdesk.cli.console import meter, say, show, show_json
-from segdesk.core.errors import InputError
 from segdesk.io.store import ProjectStore
 from segdesk.session.models import current_model
-from segdesk.session.projects import NewImage, add_images, find_images, match_masks, parse_classes
+from segdesk.session.projects import (
+    NewImage,
+    add_images,
+    find_images,
+    match_masks,
+    parse_classes,
+    remove_image,
+)
 from segdesk.session.reviewing import next_samples
 from segdesk.session.session import Session
 
@@ -20,6 +26,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("new")(new)
     app.command("add")(add)
+    app.command("remove")(remove)
     app.command("status")(status)
     app.command("review")(review)
 
@@ -64,7 +71,24 @@ def add(
             return
         for note in added.notes:
             say(note)
-        show(f"Added {len(added.samples)} images; {held} are held back to check models.")
+        show(f"Added {len(added.samples)} images, {held} of them held back to check models.")
+        if not any(sample.split == "validation" for sample in store.samples()):
+            say(
+                "No image is held back yet, so new models will have no score; that takes at "
+                "least three images (or groups)."
+            )
+
+
+def remove(
+    project: Path = typer.Argument(..., help="The project."),
+    image: str = typer.Argument(..., help="Name or id of the image."),
+) -> None:
+    """Take an image out of a project; its file is left alone."""
+    with ProjectStore.open(project) as store:
+        sample = store.sample(image)
+        kept = remove_image(Session(store), sample.id)
+    where = f"; its labels lie in {kept}" if kept else ""
+    show(f"Removed {sample.name}{where}.")
 
 
 def status(
@@ -124,6 +148,6 @@ def review(
         show_json([{"image": s.sample.name, "id": s.sample.id, "why": s.reason} for s in found])
         return
     if not found:
-        raise InputError("Every image is accepted; there is nothing left to look at.")
+        show("Every image is accepted; there is nothing left to look at.")
     for suggestion in found:
         show(f"{suggestion.sample.name}: {suggestion.reason}")

@@ -10,17 +10,14 @@ from segdesk.core.errors import InputError
 #: Label value of pixels that belong to no class (void, ignore, not labelled).
 UNLABELLED: Final = 255
 
-#: Okabe and Ito's palette, told apart by colour-blind readers too (Nature
-#: Methods 8, 441, 2011), without black and yellow, which vanish on images.
+#: Class colours: first those of Okabe and Ito that colour-blind readers tell apart
+#: (Nature Methods 8, 441, 2011) and that are not the orange and red of the
+#: uncertainty, then twelve more for projects of many classes.
 PALETTE: Final = (
-    "#56b4e9",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#0072b2",
-    "#d55e00",
-    "#f0e442",
-)
+    "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#0072b2", "#8c6bb1", "#66c2a5", "#b15928",
+    "#a6cee3", "#b2df8a", "#e78ac3", "#6a3d9a", "#33a02c", "#1f78b4", "#bc80bd", "#ccebc5",
+    "#80b1d3", "#bebada", "#8dd3c7", "#7f7f00",
+)  # fmt: skip
 BACKGROUND_COLOR: Final = "#000000"
 
 

@@ -36,12 +36,20 @@ def fit_channels(data: npt.NDArray[Any], channels: int, model: str) -> npt.NDArr
     )
 
 
-def scale_to_unit(data: npt.NDArray[Any], how: Normalization) -> npt.NDArray[np.float32]:
-    """Scale an image to 0..1 by its own percentiles, over all its channels, and bend it.
+def scale(data: npt.NDArray[Any], how: Normalization) -> npt.NDArray[np.float32]:
+    """Scale an image by its own values, over all its channels (see Normalization).
 
     A constant image becomes 0 everywhere. Percentiles are taken from at most a
     million values, evenly spread, so that a large image takes no longer.
     """
+    values = data.astype(np.float32)
+    if how.kind == "zscore":
+        deviation = float(values.std(dtype=np.float64))
+        if deviation == 0:
+            return np.zeros(data.shape, np.float32)
+        values -= np.float32(values.mean(dtype=np.float64))
+        values /= np.float32(deviation)
+        return values
     flat = data.reshape(-1)
     sample = flat[:: max(1, flat.size // _SAMPLE_PIXELS)]
     low, high = np.percentile(sample, (how.low_percentile, how.high_percentile))
@@ -49,11 +57,11 @@ def scale_to_unit(data: npt.NDArray[Any], how: Normalization) -> npt.NDArray[np.
         low, high = float(sample.min()), float(sample.max())
     if high <= low:
         return np.zeros(data.shape, np.float32)
-    scaled = (data.astype(np.float32) - np.float32(low)) / np.float32(high - low)
-    np.clip(scaled, 0.0, 1.0, out=scaled)
-    return scaled if how.gamma == 1.0 else np.power(scaled, np.float32(how.gamma), out=scaled)
+    values -= np.float32(low)
+    values /= np.float32(high - low)
+    return np.clip(values, 0.0, 1.0, out=values)
 
 
-def standardize(unit: npt.NDArray[np.float32], how: Normalization) -> npt.NDArray[np.float32]:
-    """Shift and scale an image of 0..1 as the model was trained."""
-    return (unit - np.float32(how.mean)) / np.float32(how.std)
+def standardize(scaled: npt.NDArray[np.float32], how: Normalization) -> npt.NDArray[np.float32]:
+    """Shift and scale an image from :func:`scale` as the model was trained."""
+    return (scaled - np.float32(how.mean)) / np.float32(how.std)

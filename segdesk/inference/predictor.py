@@ -12,7 +12,7 @@ from torch import Tensor
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.card import Normalization
 from segdesk.core.errors import InputError
-from segdesk.inference.normalize import fit_channels, scale_to_unit, standardize
+from segdesk.inference.normalize import fit_channels, scale, standardize
 from segdesk.inference.tiling import Blender, pad, plan
 from segdesk.jobs.cancel import CancelToken
 from segdesk.nn.device import place
@@ -49,7 +49,7 @@ class Predictor:
         card = self._model.card
         fitted = fit_channels(data, card.channels, card.name)
         how: Normalization = card.normalization
-        return standardize(scale_to_unit(fitted, how), how)
+        return standardize(scale(fitted, how), how)
 
     def predict_plane(
         self,

@@ -58,6 +58,10 @@ DECODE_ERRORS: Final = (
 )
 
 
+#: An unnamed last axis this short holds channels: no image is so narrow.
+MOST_CHANNELS = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Raster:
     """Pixels of one file.
@@ -198,6 +202,8 @@ def _read_tiff(path: Path) -> Raster:
         raise ValueError(complaints[0])
     if "Y" not in axes or "X" not in axes:
         raise InputError(f"{path.name} has axes {axes} and so is not an image; export it again.")
+    if axes == "QYX" and data.shape[2] <= MOST_CHANNELS < min(data.shape[:2]):
+        axes = "YXC"  # saved from a (Y, X, C) array without a word on its axes
     if "S" in axes:
         data = _without_alpha(data, axes.index("S"), tuple(page.extrasamples))
     colors = None

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sqlite3
+import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction
 from segdesk.core.run import Run, RunState
 from segdesk.core.sample import Sample
-from segdesk.io.atomic import atomic_folder
+from segdesk.io.atomic import atomic_folder, explain_os_errors
 from segdesk.io.database import Database
 from segdesk.io.journal import Journal, Revision
 from segdesk.io.labels import write_labels
@@ -245,6 +246,36 @@ class ProjectStore(Journal):
                 f"({', '.join('?' * len(SAMPLE_COLUMNS.split(',')))}) WHERE id = ?",
                 (*sample_values(sample, self.folder), sample.id),
             )
+
+    def remove_sample(self, sample_id: str) -> Path | None:
+        """Forget a sample; its labels are moved to ``removed/`` and the image is left.
+
+        Returns
+        -------
+        Path or None
+            Where its labels lie now; None if it had none.
+
+        Raises
+        ------
+        InputError
+            No such sample, or the disk is full or read-only.
+        """
+        self._check_writable()
+        sample = self.sample(sample_id)
+        with self._database.transaction() as connection:
+            for table in ("edits", "revisions", "predictions"):
+                connection.execute(f"DELETE FROM {table} WHERE sample_id = ?", (sample.id,))
+            connection.execute("DELETE FROM samples WHERE id = ?", (sample.id,))
+        with explain_os_errors(self.folder):
+            shutil.rmtree(self.folder / "predictions" / sample.id, ignore_errors=True)
+            labels = self.revision_file(sample.id, 1).parent
+            if not labels.is_dir():
+                return None
+            # A name of its own: the same image may be added and removed again.
+            kept = self.folder / "removed" / f"{sample.id}-{time.time_ns()}"
+            kept.parent.mkdir(exist_ok=True)
+            labels.rename(kept)
+            return kept
 
     def new_sample_id(self, name: str, taken: set[str]) -> str:
         """Make a folder name from an image's name.

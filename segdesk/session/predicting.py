@@ -39,14 +39,14 @@ def request(
     entry = find_model(model, store) if model else current_model(store)
     if entry is None:
         raise InputError(
-            "No model knows this project's classes yet; choose a model in the Predict panel and "
-            "fine-tune it on some labelled images."
+            "No model knows this project's classes yet; fine-tune one on some labelled images "
+            "first: choose it in the Predict panel, or run 'segdesk train PROJECT --model NAME'."
         )
     for sample in samples:
         if not sample.path.is_file():
             raise InputError(
-                f"The image {sample.path} is not there any more; put it back or remove it from "
-                "the project."
+                f"The image {sample.path} is not there any more; put it back, or run "
+                f"'segdesk remove {store.folder.name} {sample.name}'."
             )
         check_channels(sample, entry)
     weights = hash_weights(entry.folder)
@@ -84,7 +84,8 @@ def require_channels(image: str, channels: int, entry: ModelEntry) -> None:
     if channels not in (1, entry.card.channels):
         raise InputError(
             f"{image} has {channels} channels, but the model {entry.name!r} takes "
-            f"{entry.card.channels}; choose a model made for such images."
+            f"{entry.card.channels}; choose a model made for such images, or leave the image out "
+            "('segdesk remove')."
         )
 
 

@@ -301,6 +301,19 @@ def _copied(folder: Path, new: _New, made: list[Path]) -> _New:
     return replace(new, sample=sample)
 
 
+def remove_image(session: Session, sample_id: str) -> Path | None:
+    """Take an image out of the project; its file stays, its labels go to ``removed/``.
+
+    Raises
+    ------
+    InputError
+        No such image, or the disk cannot be written.
+    """
+    kept = session.store.remove_sample(sample_id)
+    session.events.sample_removed.emit(sample_id)
+    return kept
+
+
 def parse_classes(text: str) -> ClassMap:
     """Read ``background,nucleus`` into classes with default colours."""
     return ClassMap.from_names([name for name in text.split(",") if name.strip()])

@@ -32,6 +32,7 @@ class SessionEvents:
     """Facts the faces listen to; all are emitted on the session's own thread."""
 
     samples_added = Signal(list)  # of Sample
+    sample_removed = Signal(str)  # sample id
     sample_changed = Signal(Sample)  # status, score or head revision
     labels_changed = Signal(str)  # sample id: the labels on disk are new
     prediction_ready = Signal(Prediction)

@@ -95,7 +95,10 @@ def start(session: Session, config: TrainingConfig, model: str | None = None) ->
     store = session.store
     entry = find_model(model, store) if model else current_model(store)
     if entry is None:
-        raise InputError("Choose a model to start from in the Predict panel.")
+        raise InputError(
+            "No model knows this project's classes yet; say which one to start from, in the "
+            "Predict panel or with --model (see 'segdesk models list')."
+        )
     if any(not run.state.is_terminal for run in store.runs() if run.id in session.jobs):
         raise InputError("A fine-tuning run is under way; stop it or wait for its end.")
     labelled = labelled_samples(store)

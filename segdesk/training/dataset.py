@@ -16,7 +16,7 @@ from segdesk.core.card import ModelCard
 from segdesk.core.classes import UNLABELLED
 from segdesk.core.errors import InputError
 from segdesk.core.manifest import ManifestSample
-from segdesk.inference.normalize import fit_channels, scale_to_unit
+from segdesk.inference.normalize import fit_channels, scale
 from segdesk.inference.predictor import planes_of
 from segdesk.io.images import read_image
 from segdesk.io.labels import read_labels
@@ -34,7 +34,7 @@ class Item:
     name
         Where it comes from, for people.
     image
-        float32 (Y, X, C), scaled to 0..1 but not standardised.
+        float32 (Y, X, C), scaled by its own values but not yet standardised.
     labels
         uint8 (Y, X).
     weights
@@ -64,9 +64,9 @@ def load_sample(sample: ManifestSample, card: ModelCard, corrected_weight: float
     if image.data.shape[: labels.ndim] != labels.shape:
         raise InputError(
             f"{sample.image.name} has changed its size since it was labelled; put the old file "
-            "back or remove the image from the project."
+            "back, or take the image out of the project with 'segdesk remove'."
         )
-    unit = scale_to_unit(fit_channels(image.data, card.channels, card.name), card.normalization)
+    unit = scale(fit_channels(image.data, card.channels, card.name), card.normalization)
     planes = planes_of(unit)
     if labels.ndim == 2:
         labels, supervision = labels[None], supervision[None]
@@ -104,20 +104,16 @@ def load_rehearsal(folder: Path, card: ModelCard, origin: ModelCard) -> list[Ite
         raw = read_image(folder / "labels" / path.name).data[..., 0]
         labels = lookup[raw]
         supervision = np.full(labels.shape, Supervision.ACCEPTED, np.uint8)
-        items.append(
-            Item(
-                f"rehearsal/{path.stem}",
-                scale_to_unit(data, card.normalization),
-                labels,
-                pixel_weights(labels, supervision, 1.0),
-            )
-        )
+        weights = pixel_weights(labels, supervision, 1.0)
+        if weights.any():
+            unit = scale(data, card.normalization)
+            items.append(Item(f"rehearsal/{path.stem}", unit, labels, weights))
     return items
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops: image (N, C, H, W) in 0..1, labels and weights (N, H, W)."""
+    """Crops: scaled image (N, C, H, W), labels and weights (N, H, W)."""
 
     image: Tensor
     labels: Tensor

@@ -109,8 +109,7 @@ class FineTuning:
         )
         kind = self._config.augment
         augment = None if kind is Augmentation.NONE else Augmenter(kind)
-        before = self._judge(predictor, data, step=0)
-        after = before
+        before = after = self._judge_before(predictor, data)
         began = time.monotonic()
         for step in range(1, self._config.steps + 1):
             self._leave_if_canceled(network, step - 1)
@@ -175,6 +174,15 @@ class FineTuning:
         if self._base is not None and self._manifest.base_folder is not None:
             folder = self._manifest.base_folder / REHEARSAL
             old = load_rehearsal(folder, card, self._base.card) if folder.is_dir() else []
+            lost = [name for name in self._base.card.classes if name not in card.classes]
+            if lost:
+                # Images on which only some of the classes have a meaning are no test of
+                # memory, and as replay they would teach that the rest is background.
+                old = []
+                self._say(
+                    f"This project has no {', '.join(lost)}, so the images that "
+                    f"{self._base.card.name} learnt from are not repeated."
+                )
         remembered = old[::KEEP_BACK] if len(old) >= KEEP_BACK else []
         kept_back = {item.name for item in remembered}
         if not planes[Split.VALIDATION]:
@@ -317,10 +325,15 @@ class FineTuning:
         for items in (data.validation, data.remembered):
             judge = Judge(tuple(items), card.classes, card.normalization)
             scores.append(judge.score(predictor, InferenceConfig(), self._token))
-        result = {**scores[0], "remembered": scores[1]}
-        if step == 0:
-            self._send(Evaluated(job=self._manifest.run, step=0, scores=result, is_best=False))
-        return result
+        return {**scores[0], "remembered": scores[1]}
+
+    def _judge_before(self, predictor: Predictor, data: RunData) -> dict[str, Any]:
+        """Judge the model it starts from; one that lacks a class has no score."""
+        is_known = self._base is not None and self._base.card.classes == self._model.card.classes
+        judged = data if is_known else RunData([], [], [], [])
+        scores = self._judge(predictor, judged, step=0)
+        self._send(Evaluated(job=self._manifest.run, step=0, scores=scores, is_best=False))
+        return scores
 
     def _judge_and_keep(
         self,

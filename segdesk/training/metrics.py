@@ -90,10 +90,13 @@ def summarize(
 
     Keys: ``dice``, ``iou`` (means over images), ``pixel_accuracy`` (over all
     pixels), ``per_class`` (over all pixels), ``per_image``, ``n``, ``classes``
-    (what the means are over). With no image, ``n`` is 0 and scores are None.
+    (what the means are over). Images without a labelled pixel are left out; with
+    none left, ``n`` is 0 and scores are None.
     """
     chosen = scored_classes(names)
     over = [names[i] for i in chosen]
+    counted = [(m, i) for m, i in zip(matrices, images, strict=True) if m.any()]
+    matrices, images = [m for m, _ in counted], [i for _, i in counted]
     if not matrices:
         return {"dice": None, "iou": None, "pixel_accuracy": None, "per_class": {},
                 "per_image": [], "n": 0, "classes": over}  # fmt: skip

@@ -146,7 +146,7 @@ def test_models_are_listed_and_shown(project: Path, segdesk: Cli) -> None:
 
 
 def test_review_names_the_most_uncertain(project: Path, segdesk: Cli, tmp_path: Path) -> None:
-    assert "nothing left to look at" in segdesk("review", project).err
+    assert "nothing left to look at" in segdesk("review", project).out
     from PIL import Image
 
     random = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from segdesk.core.card import Normalization
 from segdesk.core.errors import InputError
-from segdesk.inference.normalize import fit_channels, scale_to_unit, standardize
+from segdesk.inference.normalize import fit_channels, scale, standardize
 
 HOW = Normalization()
 DTYPES = ["uint8", "uint16", "int16", "float32"]
@@ -26,7 +26,7 @@ images = hnp.arrays(
 @settings(max_examples=200)
 @given(data=images)
 def test_whatever_the_pixels_the_network_gets_numbers(data: np.ndarray) -> None:
-    unit = scale_to_unit(data, HOW)
+    unit = scale(data, HOW)
     assert unit.dtype == np.float32
     assert unit.shape == data.shape
     assert np.isfinite(unit).all()
@@ -38,7 +38,7 @@ def test_whatever_the_pixels_the_network_gets_numbers(data: np.ndarray) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [0, 7, 255])
 def test_a_constant_image_is_0_everywhere(dtype: str, value: int) -> None:
-    assert not scale_to_unit(np.full((8, 8, 3), value, dtype), HOW).any()
+    assert not scale(np.full((8, 8, 3), value, dtype), HOW).any()
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [("uint16", 257), ("int16", 100), ("float32", 1e-3)])
@@ -46,20 +46,20 @@ def test_the_pixel_type_does_not_matter(dtype: str, factor: float) -> None:
     small = np.random.default_rng(0).integers(0, 256, (32, 32, 1)).astype(np.uint8)
     large = (small.astype(np.float64) * factor).astype(dtype)
     shifted = large - large.dtype.type(50) if dtype == "int16" else large
-    np.testing.assert_allclose(scale_to_unit(small, HOW), scale_to_unit(shifted, HOW), atol=2e-3)
+    np.testing.assert_allclose(scale(small, HOW), scale(shifted, HOW), atol=2e-3)
 
 
 def test_a_few_bright_pixels_do_not_darken_the_rest() -> None:
     data = np.random.default_rng(0).integers(0, 100, (100, 100, 1)).astype(np.uint16)
-    plain = scale_to_unit(data, HOW).mean()
+    plain = scale(data, HOW).mean()
     data[0, :5] = 65535
-    assert scale_to_unit(data, HOW).mean() == pytest.approx(plain, rel=0.05)
+    assert scale(data, HOW).mean() == pytest.approx(plain, rel=0.05)
 
 
 def test_a_single_bright_pixel_on_black_is_seen() -> None:
     data = np.zeros((100, 100, 1), np.uint8)
     data[4, 4] = 3
-    unit = scale_to_unit(data, HOW)
+    unit = scale(data, HOW)
     assert unit[4, 4] == 1
     assert unit.sum() == 1
 
@@ -68,7 +68,7 @@ def test_colour_is_kept() -> None:
     """A red image must not become a grey one, as scaling each channel alone would do."""
     random = np.random.default_rng(0).integers(0, 50, (32, 32))
     data = np.stack([200 + random, 50 + random, random], -1).astype(np.uint8)
-    red, green, blue = scale_to_unit(data, HOW).mean((0, 1))
+    red, green, blue = scale(data, HOW).mean((0, 1))
     assert red - blue > 0.7
     assert red > green > blue
 
@@ -86,3 +86,15 @@ def test_other_channels_are_refused(found: int, takes: int) -> None:
     says = rf"The image has {found} channels, but the model 'm' takes {takes}"
     with pytest.raises(InputError, match=says):
         fit_channels(np.zeros((4, 4, found), np.uint8), takes, "m")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_a_zscore_is_the_same_at_any_brightness_and_contrast(dtype: str) -> None:
+    how = Normalization(kind="zscore", mean=0.0, std=1.0)
+    image = np.random.default_rng(0).integers(0, 50, (20, 30, 3))
+    plain = scale(image.astype(np.uint8), how)
+    other = scale((3 * image + 7).astype(dtype), how)
+    assert abs(plain.mean()) < 1e-5
+    assert plain.std() == pytest.approx(1, abs=1e-4)
+    np.testing.assert_allclose(plain, other, atol=1e-4)
+    assert not scale(np.full((4, 5, 1), 9, dtype), how).any()
