@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 from napari.layers import Image
-from platformdirs import user_data_path
-from qtpy.QtWidgets import QComboBox, QFileDialog, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFileDialog, QVBoxLayout, QWidget
 
+from segdesk.app.settings import data_folder
 from segdesk.core.classes import BACKGROUND_COLOR, ClassDef, ClassMap
 from segdesk.core.errors import InputError
 from segdesk.io.atomic import explain_os_errors
 from segdesk.session import models, projects
 from segdesk.ui.bridge import notify, reporting
-from segdesk.ui.widgets import ActionButton, Hint
+from segdesk.ui.widgets import ActionButton, ElidingCombo, Hint
 
 if TYPE_CHECKING:
     from segdesk.ui.workbench import Workbench
@@ -35,7 +35,7 @@ class StartWidget(QWidget):
         self._workbench = workbench
         self._used: list[Image] = []
         self.label = Hint("Model to start with, and the classes it knows:")
-        self.model = QComboBox()
+        self.model = ElidingCombo()
         for entry in models.list_models():
             self.model.addItem(f"{entry.name}: {', '.join(entry.card.classes)}", entry.name)
         self.model.setToolTip("The model to start with; its classes become the project's.")
@@ -68,7 +68,7 @@ class StartWidget(QWidget):
         pixels = layer_pixels(layer)
         if self._workbench.session is None:
             entry = models.find_model(str(self.model.currentData()))
-            folder = free_folder(user_data_path("segdesk") / "projects", layer.name)
+            folder = free_folder(data_folder() / "projects", layer.name)
             self._workbench.new_project(folder, classes_of(entry))
         session = self._workbench.session
         if session is None:

@@ -87,7 +87,7 @@ class TrainingConfig(Knobs):
         Augmentation.FULL,
         title="Augment",
         description="flips: mirror and turn the crops by 90 degrees; full: also turn and scale "
-        "them freely.",
+        "them freely, and vary contrast and colour.",
     )
     corrected_weight: float = Field(
         1.0,

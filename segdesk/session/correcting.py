@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Labels = npt.NDArray[np.uint8]
+    Mask = npt.NDArray[np.bool_]
 
 
 class Correction:
@@ -50,7 +51,9 @@ class Correction:
         """The sample as it stands now."""
         return self._session.store.sample(self._id)
 
-    def stroke(self, start: tuple[int, ...], after: Labels, tool: str) -> Edit | None:
+    def stroke(
+        self, start: tuple[int, ...], after: Labels, tool: str, seen: Mask | None = None
+    ) -> Edit | None:
         """Record that the box at ``start`` now holds the labels ``after``.
 
         The stroke is on disk when this returns. None if nothing changed.
@@ -61,6 +64,9 @@ class Correction:
             First corner of the box, in pixels.
         after
             uint8 labels of the whole box.
+        seen
+            Pixels of the box whose labels a person has confirmed, though they may
+            be what they were.
 
         Raises
         ------
@@ -71,12 +77,15 @@ class Correction:
         stop = tuple(s + n for s, n in zip(start, after.shape, strict=True))
         box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         before = self.annotation.labels[box]
-        changed = before != after
-        if not changed.any():
-            return None
-        self._check_values(after[changed])
         supervision = self.annotation.supervision[box]
-        spoken = np.where(changed, np.uint8(Supervision.CORRECTED), supervision)
+        changed = before != after
+        told = (
+            changed if seen is None else changed | (seen & (supervision != Supervision.CORRECTED))
+        )
+        if not told.any():
+            return None
+        self._check_values(after[told])
+        spoken = np.where(told, np.uint8(Supervision.CORRECTED), supervision)
         edit = Edit(
             start,
             stop,
@@ -90,6 +99,14 @@ class Correction:
         self.annotation.apply(edit)
         self._set_status(Status.CORRECTED)
         return edit
+
+    def confirm(self, start: tuple[int, ...], mask: Mask) -> Edit | None:
+        """Record that a person says the labels under ``mask``, a box at ``start``, are right.
+
+        On disk and undone like a stroke. None if they had been said to be before.
+        """
+        box = tuple(slice(s, s + n) for s, n in zip(start, mask.shape, strict=True))
+        return self.stroke(start, self.annotation.labels[box].copy(), "confirm", mask)
 
     def replace(self, labels: Labels, tool: str) -> Edit | None:
         """Record a change of all labels at once."""

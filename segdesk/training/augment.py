@@ -20,7 +20,8 @@ class Augmenter:
     Parameters
     ----------
     kind
-        ``FLIPS`` moves no pixel between its neighbours, ``FULL`` also interpolates.
+        ``FLIPS`` changes no value, ``FULL`` also turns and scales freely and varies
+        grey values.
     """
 
     def __init__(self, kind: Augmentation) -> None:
@@ -28,6 +29,7 @@ class Augmenter:
         from torchvision import tv_tensors
 
         self._tv = tv_tensors
+        self._is_full = kind is Augmentation.FULL
         moves = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
         if kind is Augmentation.FULL:
             affine = v2.RandomAffine(
@@ -48,7 +50,8 @@ class Augmenter:
             planes = torch.stack((label.float(), weight)).rot90(turns, (1, 2))
             image = image.rot90(turns, (1, 2))
             moved, mask = self._geometry(self._tv.Image(image), self._tv.Mask(planes))
-            images.append(vary_grey(moved.as_subclass(Tensor)))
+            plain_image = moved.as_subclass(Tensor)
+            images.append(vary_grey(plain_image) if self._is_full else plain_image)
             plain = mask.as_subclass(Tensor)
             labels.append(plain[0].to(torch.uint8))
             weights.append(plain[1])

@@ -34,7 +34,7 @@ class Curves(QWidget):
         self._dice_plot.setXLink(self._loss_plot)
         self._raw = self._loss_plot.plot(name="each step", pen=pg.mkPen(LOSS, width=1))
         self._line = self._loss_plot.plot(name="smoothed", pen=pg.mkPen(SMOOTH, width=2))
-        self._yours_line = _dots(self._dice_plot, "your check images", YOURS)
+        self._yours_line = _dots(self._dice_plot, "images held back", YOURS)
         self._remembered_line = _dots(self._dice_plot, "images it knew", REMEMBERED)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
@@ -77,6 +77,11 @@ class Curves(QWidget):
     def points(self) -> tuple[int, int, int]:
         """Number of points: steps, Dice of held-back images, of remembered ones."""
         return len(self._steps), len(self._yours), len(self._remembered)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether there is a training step to see."""
+        return bool(self._steps)
 
     def _draw(self) -> None:
         self._raw.setData(self._steps, self._losses)

@@ -170,7 +170,7 @@ class SampleListView(QListView):
 
 
 class SampleDelegate(QStyledItemDelegate):
-    """Draws thumbnail, name, status chip, *check* badge and uncertainty."""
+    """Draws thumbnail, name, status chip, *held back* badge and uncertainty."""
 
     def sizeHint(self, option: QStyleOptionViewItem, index: Index) -> QSize:
         """Return the size of an entry."""
@@ -198,7 +198,7 @@ class SampleDelegate(QStyledItemDelegate):
         top = rectangle.bottom() - metrics.height() - 9
         x = _draw_chip(painter, left, top, sample.status.value, STATUS_COLORS[sample.status])
         if sample.split is Split.VALIDATION:
-            x = _draw_chip(painter, x + 4, top, "check", "#5b4b8a")
+            x = _draw_chip(painter, x + 4, top, "held back", "#5b4b8a")
         if sample.score is not None:
             painter.setPen(pen)
             place = QRect(x, top, right - x, metrics.height() + 4)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +21,41 @@ from segdesk.ui.bridge import reporting
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    Box = tuple[slice, ...]
+
 UNDO, REDO = "Control-Z", "Control-Shift-Z"
+
+
+@dataclass
+class Drag:
+    """A pull of brush or eraser with the mouse, as far as it has got.
+
+    Attributes
+    ----------
+    correction
+        Whose labels are painted on.
+    label, size
+        What is painted, and the brush's diameter.
+    axes
+        The two axes on screen.
+    path
+        Where the mouse was, in pixels, one entry per axis of the labels.
+    is_kept
+        Whether it went into the journal, or was refused.
+    """
+
+    correction: Correction
+    label: int
+    size: float
+    axes: tuple[int, ...]
+    path: list[tuple[float, ...]] = field(default_factory=list)
+    is_kept: bool = False
 
 
 class StrokeKeeper:
     """Hands every stroke on a layer to the correction, and takes them back.
 
+    Brushing with the mouse over pixels that have the label already confirms them.
     A stroke the project refuses (disk full, label outside the classes) is wiped
     off the screen: what is seen is what is kept.
 
@@ -40,12 +72,15 @@ class StrokeKeeper:
     def __init__(self, layer: Labels, correction: Callable[[], Correction | None]) -> None:
         self._layer = layer
         self._correction = correction
+        self._drag: Drag | None = None
+        layer.mouse_drag_callbacks.append(self._follow_mouse)
         layer.events.paint.connect(self._on_paint)
         layer.bind_key(UNDO, lambda _: self.undo(), overwrite=True)
         layer.bind_key(REDO, lambda _: self.redo(), overwrite=True)
 
     def close(self) -> None:
         """Listen no more."""
+        self._layer.mouse_drag_callbacks.remove(self._follow_mouse)
         self._layer.events.paint.disconnect(self._on_paint)
 
     @reporting()
@@ -62,6 +97,44 @@ class StrokeKeeper:
         if correction is not None:
             self._show(correction, correction.redo())
 
+    def _follow_mouse(self, layer: Labels, event: Any) -> Iterator[None]:
+        """Note the way of the brush from press to release, beside napari's own painting."""
+        correction = self._correction()
+        mode = str(layer.mode)
+        is_brush = mode in ("paint", "erase") and event.button == 1
+        # napari resizes the brush, and paints no stroke, while its cursor is frozen.
+        is_resizing = str(layer.cursor) == "circle_frozen"
+        if correction is None or not is_brush or is_resizing or len(event.dims_displayed) != 2:
+            return
+        label = int(layer.selected_label) if mode == "paint" else 0
+        extra = len(event.position) - layer.ndim
+        axes = tuple(axis - extra for axis in event.dims_displayed)
+        drag = self._drag = Drag(correction, label, float(layer.brush_size), axes)
+        drag.path.append(tuple(layer.world_to_data(event.position)))
+        yield
+        while event.type == "mouse_move":
+            drag.path.append(tuple(layer.world_to_data(event.position)))
+            yield
+        # napari tells of the stroke on release too, maybe later than this.
+        QTimer.singleShot(0, partial(self._end_drag, drag))
+
+    @reporting()
+    def _end_drag(self, drag: Drag) -> None:
+        """Confirm what was brushed over, if the stroke changed no label."""
+        if self._drag is drag:
+            self._drag = None
+        correction = drag.correction
+        if drag.is_kept or self._correction() is not correction:
+            return
+        drag.is_kept = True
+        print_ = footprint(drag.path, drag.size, drag.axes, self._layer.data.shape)
+        if print_ is None:
+            return
+        box, mask = print_
+        mask &= correction.annotation.labels[box] == drag.label
+        if correction.confirm(tuple(side.start for side in box), mask) is not None:
+            self.changed.emit()
+
     def _on_paint(self, event: Any) -> None:
         correction = self._correction()
         if correction is None:
@@ -70,12 +143,23 @@ class StrokeKeeper:
         box = painted_box(event.value, data, correction.annotation.labels)
         if box is None:
             return
+        drag, brushed = self._drag, None
+        if drag is not None and drag.correction is correction and not drag.is_kept:
+            drag.is_kept = True
+            brushed = footprint(drag.path, drag.size, drag.axes, data.shape)
+            if brushed is not None:
+                box = joint_box((box, brushed[0]), data.shape)
         start = tuple(int(side.start) for side in box)
         after = data[box].copy()
         write_atoms(event.value, after, start)
+        seen = None
+        if drag is not None and brushed is not None:
+            seen = np.zeros(after.shape, bool)
+            seen[_within(brushed[0], start)] = brushed[1]
+            seen &= after == drag.label
         with reporting():
             try:
-                correction.stroke(start, after, str(self._layer.mode))
+                correction.stroke(start, after, str(self._layer.mode), seen)
             except SegDeskError:
                 self._restore(correction, box)
                 # napari tells of some edits before it writes them.
@@ -114,16 +198,68 @@ def painted_box(
     boxes = [_box_of(atom, shown.ndim) for atom in atoms]
     known = [box for box in boxes if box is not None]
     if known and len(known) == len(boxes):
-        sides = zip(*known, strict=True)
-        joint = tuple(
-            slice(max(0, min(s.start for s in side)), min(size, max(s.stop for s in side)))
-            for side, size in zip(sides, shown.shape, strict=True)
-        )
+        joint = joint_box(known, shown.shape)
         return joint if all(side.start < side.stop for side in joint) else None
     places = np.nonzero(shown != kept)
     if not len(places[0]):
         return None
     return tuple(slice(int(p.min()), int(p.max()) + 1) for p in places)
+
+
+def joint_box(boxes: Iterable[Box], shape: tuple[int, ...]) -> Box:
+    """Return the smallest box around some, within an array of ``shape``."""
+    return tuple(
+        slice(max(0, min(s.start for s in side)), min(size, max(s.stop for s in side)))
+        for side, size in zip(zip(*boxes, strict=True), shape, strict=True)
+    )
+
+
+def footprint(
+    path: list[tuple[float, ...]], size: float, axes: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[Box, npt.NDArray[np.bool_]] | None:
+    """Return what a round brush covers: a box and a mask in it; None if outside.
+
+    Parameters
+    ----------
+    path
+        Where the brush went, in pixels; straight in between.
+    size
+        Diameter of the brush in pixels.
+    axes
+        The two axes it extends along; along others it is one pixel thick.
+    shape
+        Shape of the labels.
+    """
+    radius = int(size // 2)
+    centers = np.unique(np.round(_points_along(np.array(path), size / 4)).astype(int), axis=0)
+    reach = np.array([radius if axis in axes else 0 for axis in range(len(shape))])
+    near = ((centers + reach >= 0) & (centers - reach < shape)).all(axis=1)
+    centers = centers[near]
+    if not len(centers):
+        return None
+    low = centers.min(axis=0) - reach
+    mask = np.zeros(centers.max(axis=0) + reach + 1 - low, bool)
+    grid = np.indices(tuple(2 * reach + 1)) - reach.reshape(-1, *[1] * len(shape))
+    disc = (grid**2).sum(axis=0) <= (radius + 0.5) ** 2  # as napari rounds it
+    for first in centers - reach - low:
+        mask[tuple(slice(f, f + n) for f, n in zip(first, disc.shape, strict=True))] |= disc
+    whole = tuple(slice(int(f), int(f) + n) for f, n in zip(low, mask.shape, strict=True))
+    box = joint_box((whole,), shape)
+    return box, mask[_within(box, tuple(side.start for side in whole))]
+
+
+def _points_along(path: npt.NDArray[np.float64], spacing: float) -> npt.NDArray[np.float64]:
+    """Return points on a path, at most ``spacing`` apart."""
+    parts = [path[:1]]
+    for here, there in pairwise(path):
+        count = int(np.ceil(np.abs(there - here).max() / spacing))
+        parts.append(np.linspace(here, there, count + 1)[1:])
+    return np.concatenate(parts)
+
+
+def _within(box: Box, start: tuple[int, ...]) -> Box:
+    """Return a box as an index into a region that begins at ``start``."""
+    return tuple(slice(s.start - f, s.stop - f) for s, f in zip(box, start, strict=True))
 
 
 def write_atoms(
@@ -140,10 +276,7 @@ def write_atoms(
             sides = _box_of_slices(key, region.ndim)
             if sides is None or not hasattr(atom, "new_value"):
                 continue
-            place = tuple(
-                slice(s.start - first, s.stop - first)
-                for s, first in zip(sides, start, strict=True)
-            )
+            place = _within(sides, start)
             mask = getattr(atom, "mask", None)
             region[place][... if mask is None else mask] = atom.new_value
         elif _box_of(atom, region.ndim) is not None and len(atom) == 3:

@@ -11,6 +11,16 @@ from segdesk.session.models import ModelEntry
 #: A loss of Dice on the images a model already knew that is worth a warning.
 FORGOTTEN = 0.03
 
+#: A Dice below which a model is of little use.
+POOR = 0.3
+
+NONE = "\N{EN DASH}"
+
+
+def count_images(number: int) -> str:
+    """Return *1 image*, *2 images* and so on."""
+    return f"{number} image{'' if number == 1 else 's'}"
+
 
 def device_words(reason: str) -> str:
     """Turn *the processor: no graphics card was found* into words in brackets."""
@@ -37,7 +47,9 @@ def model_tooltip(entry: ModelEntry) -> str:
     if card.description:
         lines.append(card.description)
     lines.append(f"{card.architecture}, {card.parameters / 1e6:.1f} million parameters")
-    lines += [f"Learnt from {d.images} images: {d.name} ({d.license})" for d in card.training_data]
+    lines += [
+        f"Learnt from {count_images(d.images)}: {d.name} ({d.license})" for d in card.training_data
+    ]
     lines += [f"{name.replace('_', ' ')}: {value:.3g}" for name, value in card.score.items()]
     if card.base_model:
         lines.append(f"Made from {card.base_model}")
@@ -55,7 +67,7 @@ def learning_words(samples: list[Sample]) -> str:
     if held:
         return f"{text}; {held} more held back to check the model."
     return (
-        f"{text}; none is held back, so no score can be given. Correct one marked “check” "
+        f"{text}; none is held back, so no score can be given. Correct one marked “held back” "
         "in the Project panel to get one."
     )
 
@@ -69,7 +81,7 @@ def why_not_train(samples: list[Sample]) -> str:
         return (
             f"The {len(spoken)} image{'' if len(spoken) == 1 else 's'} done so far "
             f"{'is' if len(spoken) == 1 else 'are'} held back to check the model; correct or "
-            "accept one that is not marked “check”."
+            "accept one that is not marked “held back”."
         )
     return "Correct or accept at least one image in the Correct panel first."
 
@@ -80,6 +92,7 @@ def run_words(run: Run) -> str:
     reason = run.reason.strip()
     if reason and not reason.endswith((".", "!", "?")):
         reason += "."
+    log = f"The log: {run.folder / 'log.txt'}"
     return {
         RunState.QUEUED: "Waiting to start…",
         RunState.RUNNING: f"Fine-tuning {run.base_model} into {run.new_model}… You can go on "
@@ -87,8 +100,8 @@ def run_words(run: Run) -> str:
         RunState.COMPLETED: f"Done: the new model {run.new_model} is ready. Compare it below, "
         "then use it or leave it.",
         RunState.CANCELED: f"Stopped. {reason} {unchanged}".replace("  ", " "),
-        RunState.FAILED: f"Fine-tuning failed: {reason} {unchanged}",
-        RunState.CRASHED: f"Fine-tuning ended unexpectedly: {reason} {unchanged}",
+        RunState.FAILED: f"{_after('Fine-tuning failed', reason)} {unchanged} {log}",
+        RunState.CRASHED: f"Fine-tuning ended unexpectedly: {reason} {unchanged} {log}",
     }[run.state]
 
 
@@ -105,35 +118,55 @@ def score_rows(
     """Return rows of title, before, after and difference for the score table."""
     if before is None or after is None:
         return []
-    old_before = before.get("remembered") or {}
-    old_after = after.get("remembered") or {}
-    return [
-        _score_row("Your check images: Dice", before.get("dice"), after.get("dice")),
-        _score_row("Your check images: IoU", before.get("iou"), after.get("iou")),
-        _score_row("Images it knew: Dice", old_before.get("dice"), old_after.get("dice")),
+    rows = [
+        _score_row("Images held back: Dice", before.get("dice"), after.get("dice")),
+        _score_row("Images held back: IoU", before.get("iou"), after.get("iou")),
     ]
+    old = _remembered(before), _remembered(after)
+    return rows if None in old else [*rows, _score_row("Images it knew: Dice", *old)]
 
 
 def verdict(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
     """Say in a sentence whether the new model is better."""
     if before is None or after is None:
         return ""
-    if before.get("dice") is None or after.get("dice") is None:
+    was, now = before.get("dice"), after.get("dice")
+    if now is None:
         return (
             "No score can be given, since no corrected image is held back to check the model; "
             "look at its predictions before you go on with it."
         )
-    change = after["dice"] - before["dice"]
-    old = [(s.get("remembered") or {}).get("dice") for s in (before, after)]
-    lost = old[0] - old[1] if old[0] is not None and old[1] is not None else 0.0
-    if change <= 0:
-        return "The new model is no better on your check images: rather leave it, and correct more."
-    if lost > FORGOTTEN:
-        return "It is better on your check images, but has forgotten part of what it knew."
-    return "The new model is better on your check images, and has kept what it knew."
+    poor = "The new model is still poor on the images held back: correct more, or train longer."
+    if was is None:
+        unknown = "No score before: the model did not know these classes."
+        return f"{unknown} {poor}" if now < POOR else unknown
+    if now <= was:
+        return (
+            "The new model is no better on the images held back: rather leave it, and correct more."
+        )
+    if now < POOR:
+        return poor
+    better = "The new model is better on the images held back"
+    old_before, old_after = _remembered(before), _remembered(after)
+    if old_before is None or old_after is None:
+        return f"{better}."
+    if old_before - old_after > FORGOTTEN:
+        return f"{better}, but has forgotten part of what it knew."
+    return f"{better}, and has kept what it knew."
+
+
+def _remembered(scores: dict[str, Any]) -> float | None:
+    """Return the Dice on images the model knew; None if none of them fits the classes."""
+    value: float | None = (scores.get("remembered") or {}).get("dice")
+    return value
+
+
+def _after(prefix: str, reason: str) -> str:
+    """Put ``prefix`` before a reason that does not begin with it."""
+    return reason if reason.startswith(prefix) else f"{prefix}: {reason}"
 
 
 def _score_row(title: str, before: float | None, after: float | None) -> tuple[str, str, str, str]:
-    if before is None or after is None:
-        return title, "none", "none", ""
-    return title, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"
+    old, new = (NONE if value is None else f"{value:.3f}" for value in (before, after))
+    change = "" if before is None or after is None else f"{after - before:+.3f}"
+    return title, old, new, change

@@ -26,7 +26,7 @@ def _cold_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _settings_of_no_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("SEGDESK_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from napari.utils.notifications import notification_manager
+from PIL import Image
 from pytestqt.qtbot import QtBot
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QPoint, Qt
 
 from segdesk.core.run import RunState
 from segdesk.core.sample import Status
@@ -17,7 +18,7 @@ from segdesk.ui.bridge import Bridge
 from segdesk.ui.panels.predict import outcome_words
 from segdesk.ui.words import device_words, learning_words, score_rows, verdict, why_not_train
 from segdesk.ui.workbench import Workbench
-from tests.ui.conftest import show
+from tests.ui.conftest import nuclei, show
 
 LEFT = Qt.MouseButton.LeftButton
 
@@ -36,6 +37,13 @@ def parts(
     assert workbench.session is not None
     assert workbench.bridge is not None
     return workbench.session, workbench.bridge
+
+
+def is_in_view(panel: Any, widget: Any) -> bool:
+    """Whether the whole of a widget is to be seen without scrolling."""
+    port = panel.viewport()
+    top = widget.mapTo(port, QPoint(0, 0)).y()
+    return widget.isVisible() and top >= 0 and top + widget.height() <= port.height()
 
 
 def start_run(workbench: Workbench, session: Session, qtbot: QtBot) -> str:
@@ -108,10 +116,6 @@ def test_the_list_filters_sorts_and_gets_thumbnails(
 def test_adding_reports_what_cannot_be_used_and_takes_the_rest(
     workbench: Workbench, project: list[str], tmp_path: Path
 ) -> None:
-    from PIL import Image
-
-    from tests.ui.conftest import nuclei
-
     good, bad = tmp_path / "new.png", tmp_path / "bad.png"
     Image.fromarray(nuclei(9)).save(good)
     bad.write_bytes(b"not an image")
@@ -194,6 +198,31 @@ def test_progress_of_several_images_in_words(
     assert predict.cancel.isHidden()
 
 
+def test_a_model_of_other_classes_cannot_predict_and_says_why(
+    workbench: Workbench, tmp_path: Path, qtbot: QtBot
+) -> None:
+    from segdesk.core.classes import ClassMap
+    from segdesk.session.models import use_model
+    from segdesk.session.projects import NewImage, add_images
+
+    session = workbench.new_project(
+        tmp_path / "roads.segdesk", ClassMap.from_names(("background", "road"))
+    )
+    image = tmp_path / "road.png"
+    Image.fromarray(nuclei(1)).save(image)
+    (sample,) = add_images(session, [NewImage(image)]).samples
+    show(workbench, sample.id, qtbot)
+    predict: Any = workbench.panels["Predict"]
+    assert predict.reason.text() == "Choose a model above first."
+    use_model(session, "nuclei-unet")
+    assert not predict.one.isEnabled()
+    assert not predict.all.isEnabled()
+    assert predict.reason.text() == (
+        "This model knows other classes (nucleus). Fine-tune it on some labelled images first, "
+        "in the Train panel."
+    )
+
+
 def test_training_is_offered_only_when_there_is_something_to_learn_from(
     workbench: Workbench, project: list[str], shown: str, qtbot: QtBot
 ) -> None:
@@ -239,6 +268,7 @@ def test_a_run_is_followed_while_painting_goes_on(
     [
         (RunState.CANCELED, "", "Stopped. The model in use has not changed."),
         (RunState.FAILED, "The loss became nan", "failed: The loss became nan. The model in use"),
+        (RunState.FAILED, "Fine-tuning failed (X: y).", "Fine-tuning failed (X: y). The model in"),
         (RunState.CRASHED, "It was killed.", "unexpectedly: It was killed. The model in use has"),
     ],
 )
@@ -253,11 +283,16 @@ def test_every_end_but_the_good_one_in_words(
     session, bridge = parts
     train: Any = workbench.panels["Train"]
     run = start_run(workbench, session, qtbot)
+    bridge.put(Evaluated(job=run, step=0, scores=scores(0.5, 0.9), is_best=False))
     bridge.put(Finished(job=run, state=state, reason=reason))
     qtbot.waitUntil(lambda: words in train.state.text())
     assert train.start.isEnabled()
     assert train.stop.isHidden()
     assert train.use.isHidden()
+    assert train.curves.isHidden()  # there was no step to see
+    assert train.state.text().count("Fine-tuning") <= 1
+    log = str(session.store.runs()[-1].folder / "log.txt")
+    assert (log in train.state.text()) == (state is not RunState.CANCELED)
 
 
 def test_the_new_model_is_compared_used_and_left_again(
@@ -278,6 +313,11 @@ def test_the_new_model_is_compared_used_and_left_again(
     qtbot.waitUntil(lambda: not train.use.isHidden())
     assert [text for text in train.scores.texts if text[0] in "+-"] == ["+0.550"] * 2 + ["-0.010"]
     assert "is better" in train.verdict.text()
+    window = train.window()
+    workbench.raise_panel("Train")
+    window.resize(1280, 720)
+    for seen in (train.state, train.scores, train.use):
+        qtbot.waitUntil(lambda w=seen: is_in_view(train, w))
     assert (current := current_model(session.store)) is not None
     assert current.name == "nuclei-unet"  # nothing changes by itself
     qtbot.mouseClick(train.use, LEFT)
@@ -292,10 +332,19 @@ def test_the_new_model_is_compared_used_and_left_again(
 
 
 def test_words_without_a_score_say_why() -> None:
-    assert score_rows(scores(None, None), scores(None, None))[0][1:] == ("none", "none", "")
+    rows = score_rows(scores(None, None), scores(0.5, 0.9))
+    assert [row[1:] for row in rows] == [("\N{EN DASH}", "0.500", "")] * 2
     assert "No score" in verdict(scores(None, 0.9), scores(None, 0.9))
     assert "no better" in verdict(scores(0.5, 0.9), scores(0.4, 0.9))
     assert "forgotten" in verdict(scores(0.5, 0.9), scores(0.8, 0.5))
+    assert "kept what it knew" in verdict(scores(0.5, 0.9), scores(0.8, 0.9))
+    better = "The new model is better on the images held back."
+    assert verdict(scores(0.5, None), scores(0.8, None)) == better
+    unknown = "No score before: the model did not know these classes."
+    assert verdict(scores(None, None), scores(0.5, None)) == unknown
+    poor = "The new model is still poor on the images held back: correct more, or train longer."
+    assert verdict(scores(0.1, 0.9), scores(0.2, 0.9)) == poor
+    assert verdict(scores(None, 0.9), scores(0.2, 0.9)) == f"{unknown} {poor}"
 
 
 def test_words_of_devices_and_outcomes() -> None:
@@ -304,5 +353,6 @@ def test_words_of_devices_and_outcomes() -> None:
     ends = [Finished(job=str(n), state=s) for n, s in
             enumerate((RunState.COMPLETED, RunState.CANCELED, RunState.CANCELED))]  # fmt: skip
     assert outcome_words(ends) == "Stopped: 1 of 3 images predicted."
+    assert outcome_words(ends[1:2]) == "Stopped: 0 of 1 image predicted."
     assert why_not_train([]) == "Correct or accept at least one image in the Correct panel first."
     assert learning_words([]) == "Nothing to learn from yet."

@@ -9,11 +9,11 @@ import numpy as np
 import psutil
 import pytest
 from npe2 import PluginManifest
-from platformdirs import user_data_path
 from pytestqt.qtbot import QtBot
 
 from napari_segdesk import _widgets
 from napari_segdesk._start import StartWidget, classes_of, layer_pixels
+from segdesk.app.settings import data_folder
 from segdesk.core.errors import InputError
 from segdesk.session.models import list_models
 from segdesk.ui.workbench import Workbench
@@ -60,7 +60,7 @@ def test_an_open_image_layer_becomes_a_project_that_can_be_corrected(
     qtbot.waitUntil(lambda: bench.current_correction is not None, timeout=20 * SECONDS)
     assert bench.session is not None
     folder = bench.session.store.folder
-    assert folder == user_data_path("segdesk") / "projects" / "my-cells-1.segdesk"
+    assert folder == data_folder() / "projects" / "my-cells-1.segdesk"
     assert bench.session.store.classes.names == ("background", "nucleus")
     np.testing.assert_array_equal(viewer.layers["Image"].data, pixels)
     assert not mine.visible

@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QWidget
 from segdesk.core.annotation import Supervision
 from segdesk.core.errors import InputError
 from segdesk.io.store import ProjectStore
-from segdesk.ui.strokes import painted_box, write_atoms
+from segdesk.ui.strokes import footprint, painted_box, write_atoms
 from segdesk.ui.workbench import Workbench
 
 
@@ -29,8 +29,9 @@ def drag(canvas: QWidget, start: QPoint, stop: QPoint) -> None:
     left = Qt.MouseButton.LeftButton
     QTest.mouseMove(canvas, start)
     QTest.mousePress(canvas, left, pos=start)
-    QTest.mouseMove(canvas, (start + stop) / 2)
-    QTest.mouseMove(canvas, stop)
+    for part in range(1, 11):
+        QTest.qWait(20)  # napari takes moves that come faster for one
+        QTest.mouseMove(canvas, start + (stop - start) * part / 10)
     QTest.mouseRelease(canvas, left, pos=stop)
 
 
@@ -63,6 +64,87 @@ def test_a_stroke_by_mouse_is_on_disk_and_counts_as_corrected(
     np.testing.assert_array_equal(annotation.supervision == Supervision.CORRECTED, painted)
     assert store.sample(shown).status == "corrected"
     assert "1 stroke saved" in correct.saved.text()
+
+
+@pytest.mark.parametrize("tool", [0, 1])
+def test_brushing_over_what_is_right_already_confirms_it(
+    workbench: Workbench, shown: str, qtbot: QtBot, tool: int
+) -> None:
+    correct = workbench.panels["Correct"]
+    layer, store = labels_of(workbench), store_of(workbench)
+    qtbot.mouseClick(correct.classes.button(0), Qt.MouseButton.LeftButton)
+    qtbot.mouseClick(correct.tools.button(tool), Qt.MouseButton.LeftButton)
+    layer.brush_size = 9
+    canvas = canvas_of(workbench.viewer)
+    middle = canvas.rect().center()
+    drag(canvas, middle, middle + QPoint(40, 20))
+    qtbot.waitUntil(lambda: store.edit_counts(shown) == (1, 0))
+    annotation = store.annotation(shown)
+    assert annotation is not None
+    assert not annotation.labels.any()
+    said = annotation.supervision == Supervision.CORRECTED
+    assert 100 < said.sum() < 400
+    assert store.sample(shown).status == "corrected"
+    assert "1 stroke saved" in correct.saved.text()
+    drag(canvas, middle, middle)  # nothing new is said
+    qtbot.wait(50)
+    assert store.edit_counts(shown) == (1, 0)
+    correct.undo.click()
+    annotation = store.annotation(shown)
+    assert annotation is not None
+    assert not annotation.supervision.any()
+    assert store.sample(shown).status == "new"
+
+
+def test_a_stroke_that_changes_some_pixels_confirms_the_rest_in_one_step(
+    workbench: Workbench, shown: str, qtbot: QtBot
+) -> None:
+    layer, store = labels_of(workbench), store_of(workbench)
+    correction = workbench.current_correction
+    assert correction is not None
+    half = np.zeros(layer.data.shape, np.uint8)
+    half[:, 32:] = 1
+    correction.take_prediction(half)
+    layer.data = half.copy()
+    correct = workbench.panels["Correct"]
+    qtbot.mouseClick(correct.tools.button(0), Qt.MouseButton.LeftButton)
+    layer.selected_label, layer.brush_size = 1, 9
+    canvas = canvas_of(workbench.viewer)
+    middle = canvas.rect().center()
+    drag(canvas, middle - QPoint(80, 0), middle + QPoint(80, 0))
+    qtbot.waitUntil(lambda: store.edit_counts(shown) == (1, 0))
+    qtbot.wait(50)
+    assert store.edit_counts(shown) == (1, 0)
+    annotation = store.annotation(shown)
+    assert annotation is not None
+    said = annotation.supervision == Supervision.CORRECTED
+    assert said[:, :32].any()
+    assert said[:, 32:].any()
+    assert (annotation.labels[said] == 1).all()
+    np.testing.assert_array_equal(annotation.labels, layer.data)
+
+
+def test_the_footprint_is_what_napari_paints(workbench: Workbench, shown: str) -> None:
+    layer = labels_of(workbench)
+    for size, spot in ((1, (20.4, 30.2)), (8, (33.0, 2.0)), (9, (61.0, 40.0))):
+        layer.data = np.zeros((64, 64), np.uint8)
+        layer.brush_size = size
+        layer.paint(spot, 1)
+        covered = footprint([spot], size, (0, 1), (64, 64))
+        assert covered is not None
+        box, mask = covered
+        mine = np.zeros((64, 64), bool)
+        mine[box] = mask
+        np.testing.assert_array_equal(mine, layer.data == 1)
+
+
+def test_the_footprint_on_a_stack_is_on_its_slice() -> None:
+    covered = footprint([(2.0, 5.0, 5.0), (2.0, 5.0, 25.0)], 5, (1, 2), (4, 20, 30))
+    assert covered is not None
+    box, mask = covered
+    assert box == (slice(2, 3), slice(3, 8), slice(3, 28))
+    assert mask[0, 2].all()
+    assert footprint([(2.0, -50.0, 5.0)], 5, (1, 2), (4, 20, 30)) is None
 
 
 def test_an_edit_that_napari_tells_of_before_writing_is_kept(

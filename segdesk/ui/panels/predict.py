@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QComboBox, QHBoxLayout, QProgressBar, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QProgressBar, QWidget
 
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.run import RunState
@@ -15,14 +15,18 @@ from segdesk.session.session import Session
 from segdesk.ui.bridge import reporting
 from segdesk.ui.forms import KnobsForm
 from segdesk.ui.legend import Legend
-from segdesk.ui.widgets import ActionButton, Hint, Panel, heading
-from segdesk.ui.words import device_words, model_summary, model_tooltip
+from segdesk.ui.widgets import ActionButton, ElidingCombo, Hint, Panel, heading
+from segdesk.ui.words import count_images, device_words, model_summary, model_tooltip
 
 if TYPE_CHECKING:
     from segdesk.ui.workbench import Workbench
 
 NO_PROJECT = "Open a project first."
 NO_IMAGES = "Add images in the Project panel first."
+FOREIGN = (
+    "This model knows other classes ({}). Fine-tune it on some labelled images first, in the "
+    "Train panel."
+)
 NO_SAMPLE = "Click an image in the Project panel first, or predict all."
 
 
@@ -35,7 +39,9 @@ class PredictPanel(Panel):
         self._jobs: dict[str, str] = {}
         self._total = 0
         self._outcomes: list[Finished] = []
-        self.model = QComboBox()
+        #: Classes of the model in use that the project lacks.
+        self._foreign: list[str] = []
+        self.model = ElidingCombo()
         self.model.setAccessibleName("Model")
         self.model.activated.connect(lambda: self._choose_model())
         self.summary = Hint()
@@ -197,6 +203,9 @@ class PredictPanel(Panel):
             self.model.addItem(entry.name, entry.name)
             tip = model_tooltip(entry)
             self.model.setItemData(self.model.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+        own = session.store.classes.names
+        known = current.card.classes if current is not None else ()
+        self._foreign = [name for name in known if name not in own]
         names = [entry.name for entry in entries]
         self.model.setCurrentIndex(names.index(current.name) if current is not None else -1)
         self.model.blockSignals(False)
@@ -214,6 +223,8 @@ class PredictPanel(Panel):
             nothing = NO_IMAGES
         elif session is not None and self.model.currentIndex() < 0:
             nothing = "Choose a model above first."
+        elif session is not None and self._foreign:
+            nothing = FOREIGN.format(", ".join(self._foreign))
         one = nothing or ("" if self._workbench.current_sample_id else NO_SAMPLE)
         self.one.set_reason(one)
         self.all.set_reason(nothing)
@@ -232,10 +243,9 @@ def outcome_words(outcomes: list[Finished]) -> str:
     done = sum(o.state is RunState.COMPLETED for o in outcomes)
     canceled = sum(o.state is RunState.CANCELED for o in outcomes)
     broken = [o for o in outcomes if o.state in (RunState.FAILED, RunState.CRASHED)]
-    images = "image" if done == 1 else "images"
-    text = f"Done: {done} {images} predicted." if done else ""
+    text = f"Done: {count_images(done)} predicted." if done else ""
     if canceled:
-        text = f"Stopped: {done} of {len(outcomes)} images predicted."
+        text = f"Stopped: {done} of {count_images(len(outcomes))} predicted."
     if broken:
         text += f" {len(broken)} could not be predicted: {broken[0].reason}"
     return text.strip()

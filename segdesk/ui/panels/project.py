@@ -36,6 +36,7 @@ from segdesk.ui.sample_list import (
     SampleOrder,
 )
 from segdesk.ui.widgets import ActionButton, Hint, Panel
+from segdesk.ui.words import count_images
 
 if TYPE_CHECKING:
     import numpy as np
@@ -214,11 +215,10 @@ class ProjectPanel(Panel):
         samples = session.store.samples()
         held = sum(s.split is Split.VALIDATION for s in samples)
         name = f"<b>{session.store.folder.stem}</b>"
-        extra = f", {held} held back to check" if held else ""
-        images = "1 image" if len(samples) == 1 else f"{len(samples)} images"
-        self.title.say(f"{name}: {images}{extra}" if samples else name)
+        extra = f", {held} held back" if held else ""
+        self.title.say(f"{name}: {count_images(len(samples))}{extra}" if samples else name)
         self.title.setToolTip(
-            f"<qt>{session.store.folder}<br>Images marked “check” are held back to check models; "
+            f"<qt>{session.store.folder}<br>Images marked “held back” check the models; "
             "they are never learnt from.</qt>"
         )
         if not samples:

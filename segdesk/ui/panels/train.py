@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QWidget
 
 from segdesk.config.training import TrainingConfig
@@ -77,11 +77,9 @@ class TrainPanel(Panel):
         self.column.addLayout(buttons)
         for widget in (self.reason, self.state, self.bar, self.progress, self.said):
             self.column.addWidget(widget)
+        for result in (self.scores, self.verdict, self.use, self.back):
+            self.column.addWidget(result)
         self.column.addWidget(self.curves)
-        self.column.addWidget(self.scores)
-        self.column.addWidget(self.verdict)
-        self.column.addWidget(self.use)
-        self.column.addWidget(self.back)
         self.column.addStretch(1)
 
     # What comes in -------------------------------------------------------------
@@ -112,11 +110,14 @@ class TrainPanel(Panel):
     @reporting()
     def _on_run(self, run: Run) -> None:
         is_new = self._run is None or self._run.id != run.id
+        has_ended = not is_new and run.state.is_terminal
         if is_new:
             self.curves.clear()
             self.said.say("")
         self._show_run(run)
         self._update()
+        if has_ended:
+            QTimer.singleShot(0, self._scroll_to_result)
 
     @reporting()
     def _on_progress(self, event: Progressed) -> None:
@@ -174,7 +175,9 @@ class TrainPanel(Panel):
 
     def _predict_shown(self, session: Session) -> None:
         """Let the model now in use say what it thinks of the image on screen."""
-        shown = self._workbench.current_sample_id
+        shown, entry = self._workbench.current_sample_id, models.current_model(session.store)
+        if entry is None or not set(entry.card.classes) <= set(session.store.classes.names):
+            return
         if shown is not None and predicting.current_prediction(session, shown) is None:
             self._workbench.predict([shown])
 
@@ -192,13 +195,20 @@ class TrainPanel(Panel):
             self.progress.say("Starting the training process…")
         else:
             self.progress.say("")
-        self.curves.setVisible(is_running or any(self.curves.points))
+        self.curves.setVisible(is_running or self.curves.has_steps)
         if run is None:
             self.scores.show_scores([])
             self.verdict.say("")
         else:
             self.scores.show_scores(score_rows(run.before, run.after))
             self.verdict.say(verdict(run.before, run.after))
+
+    def _scroll_to_result(self) -> None:
+        """Bring how the run ended, and what can be done now, into view."""
+        results = (self.back, self.use, self.verdict, self.scores, self.state)  # the last wins
+        for widget in results:
+            if not widget.isHidden():
+                self.ensureWidgetVisible(widget, 0, 6)
 
     @reporting()
     def _update(self, _: object = None) -> None:
@@ -239,8 +249,9 @@ class ScoreTable(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.setToolTip(
-            "<qt>Dice and IoU tell how well masks agree, from 0 to 1. Your check images are those "
-            "marked “check”, which are never learnt from; the images it knew came with the model."
+            "<qt>Dice and IoU tell how well masks agree, from 0 to 1. Images held back are those "
+            "so marked in the list, which are never learnt from; the images it knew came with the "
+            "model."
             "</qt>"
         )
         self._grid = QGridLayout(self)
