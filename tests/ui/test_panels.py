@@ -16,6 +16,7 @@ from segdesk.session.session import Session
 from segdesk.session.workers import WorkerBackend
 from segdesk.ui.bridge import Bridge
 from segdesk.ui.panels.predict import outcome_words
+from segdesk.ui.panels.project import ProjectPanel
 from segdesk.ui.words import device_words, learning_words, score_rows, verdict, why_not_train
 from segdesk.ui.workbench import Workbench
 from tests.ui.conftest import nuclei, show
@@ -356,3 +357,20 @@ def test_words_of_devices_and_outcomes() -> None:
     assert outcome_words(ends[1:2]) == "Stopped: 0 of 1 image predicted."
     assert why_not_train([]) == "Correct or accept at least one image in the Correct panel first."
     assert learning_words([]) == "Nothing to learn from yet."
+
+
+def test_an_image_taken_out_leaves_the_list_and_keeps_its_labels(
+    workbench: Workbench, shown: str, qtbot: QtBot
+) -> None:
+    session = workbench.session
+    assert session is not None
+    workbench.viewer.layers["Labels"].paint((10, 10), 1)
+    panel = workbench.panels["Project"]
+    assert isinstance(panel, ProjectPanel)
+    count = panel.model.rowCount()
+    panel.remove(shown)
+    assert panel.model.rowCount() == count - 1
+    assert shown not in {s.id for s in session.store.samples()}
+    qtbot.waitUntil(lambda: workbench.current_correction is not None, timeout=20_000)
+    assert workbench.current_sample_id != shown
+    assert list((session.store.folder / "removed").glob(f"{shown}-*/r0001.tif"))

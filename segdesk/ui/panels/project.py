@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QModelIndex, Qt
+from qtpy.QtCore import QModelIndex, QPoint, Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -16,12 +16,13 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QLineEdit,
     QListView,
+    QMenu,
     QMessageBox,
     QProgressDialog,
     QWidget,
 )
 
-from segdesk.core.errors import SegDeskError
+from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.sample import Sample, Split, Status
 from segdesk.io.images import IMAGE_SUFFIXES, read_image, thumbnail
 from segdesk.session import projects
@@ -123,6 +124,20 @@ class ProjectPanel(Panel):
         _tell(added)
         return added
 
+    @reporting()
+    def remove(self, sample_id: str) -> None:
+        """Take an image out of the project; one on screen makes room for another first."""
+        session = self._workbench.session
+        if session is None:
+            return
+        if sample_id == self._workbench.current_sample_id:
+            others = [s.id for s in session.store.samples() if s.id != sample_id]
+            if not others:
+                raise InputError("This is the project's only image; add another one first.")
+            self._workbench.show_sample(others[0])
+        kept = projects.remove_image(session, sample_id)
+        notify(f"Removed. Its labels lie in {kept}." if kept else "Removed.")
+
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:
         """Accept files while a project is open."""
         if self._workbench.session is not None and event.mimeData().hasUrls():
@@ -147,7 +162,21 @@ class ProjectPanel(Panel):
         view.setAccessibleName("Images of the project")
         view.clicked.connect(self._open)
         view.activated.connect(self._open)
+        view.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
+        view.customContextMenuRequested.connect(self._offer_removal)
         return view
+
+    def _offer_removal(self, position: QPoint) -> None:
+        sample = self.list.indexAt(position).data(SAMPLE_ROLE)
+        if not isinstance(sample, Sample):
+            return
+        menu = QMenu(self)
+        action = menu.addAction(f"Remove {sample.name} from the project")
+        action.setToolTip("Its file is left alone; its labels are kept in the folder “removed”.")
+        menu.setToolTipsVisible(True)
+        if menu.exec(self.list.viewport().mapToGlobal(position)) is action:
+            self.remove(sample.id)
+        menu.deleteLater()
 
     def _make_filters(self) -> QWidget:
         self.filter = QLineEdit()
@@ -186,6 +215,7 @@ class ProjectPanel(Panel):
     def _on_opened(self, session: Session) -> None:
         self.model.forget_thumbnails()
         session.events.samples_added.connect(self._refresh)
+        session.events.sample_removed.connect(self._refresh)
         session.events.sample_changed.connect(self._on_sample_changed)
         self._refresh()
 
