@@ -1,6 +1,6 @@
 """Make the pictures of the guide from the real window, doing the real job.
 
-    xvfb-run -a -s "-screen 0 1600x1000x24" python docs/make_screenshots.py
+xvfb-run -a -s "-screen 0 1600x1000x24" python docs/make_screenshots.py
 """
 
 from __future__ import annotations

@@ -14,15 +14,12 @@ CARD_VERSION: Final = 1
 class Normalization(BaseModel):
     """How pixels become the network's input.
 
-    Each image is scaled by its own values, over all channels together so that
-    colour is kept: ``zscore`` subtracts the mean and divides by the standard
-    deviation; ``percentile`` maps two percentiles to 0 and 1 and clips. The result
-    is then shifted and scaled by ``mean`` and ``std``.
+    Each image is scaled by its own percentiles, over all channels together so that
+    colour is kept, clipped to 0..1, then shifted and scaled.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["percentile", "zscore"] = "percentile"
     low_percentile: float = Field(1.0, ge=0, le=100)
     high_percentile: float = Field(99.8, ge=0, le=100)
     mean: float = 0.5

@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from segdesk.core.card import Normalization
 from segdesk.core.sample import Split
 
 
@@ -28,7 +27,7 @@ class RunManifest(BaseModel):
     """The contents of ``manifest.json`` in a run's folder.
 
     A run starts from ``base_folder`` (a model package), or, when that is None,
-    from an untrained ``architecture`` with ``options`` and ``normalization``.
+    from an untrained ``architecture`` with ``options``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +38,6 @@ class RunManifest(BaseModel):
     base_folder: Path | None = None
     architecture: str = ""
     options: dict[str, Any] = {}
-    normalization: Normalization = Normalization()
     channels: int
     classes: tuple[str, ...]
     colors: tuple[str, ...]

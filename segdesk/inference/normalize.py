@@ -37,19 +37,11 @@ def fit_channels(data: npt.NDArray[Any], channels: int, model: str) -> npt.NDArr
 
 
 def scale(data: npt.NDArray[Any], how: Normalization) -> npt.NDArray[np.float32]:
-    """Scale an image by its own values, over all its channels (see Normalization).
+    """Scale an image to 0..1 by its own percentiles, over all its channels.
 
     A constant image becomes 0 everywhere. Percentiles are taken from at most a
     million values, evenly spread, so that a large image takes no longer.
     """
-    values = data.astype(np.float32)
-    if how.kind == "zscore":
-        deviation = float(values.std(dtype=np.float64))
-        if deviation == 0:
-            return np.zeros(data.shape, np.float32)
-        values -= np.float32(values.mean(dtype=np.float64))
-        values /= np.float32(deviation)
-        return values
     flat = data.reshape(-1)
     sample = flat[:: max(1, flat.size // _SAMPLE_PIXELS)]
     low, high = np.percentile(sample, (how.low_percentile, how.high_percentile))
@@ -57,9 +49,8 @@ def scale(data: npt.NDArray[Any], how: Normalization) -> npt.NDArray[np.float32]
         low, high = float(sample.min()), float(sample.max())
     if high <= low:
         return np.zeros(data.shape, np.float32)
-    values -= np.float32(low)
-    values /= np.float32(high - low)
-    return np.clip(values, 0.0, 1.0, out=values)
+    scaled = (data.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
 def standardize(scaled: npt.NDArray[np.float32], how: Normalization) -> npt.NDArray[np.float32]:

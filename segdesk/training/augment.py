@@ -59,11 +59,11 @@ class Augmenter:
 
 
 def vary_grey(image: Tensor) -> Tensor:
-    """Vary contrast and the balance of channels of a scaled image, (C, H, W).
+    """Vary contrast and the balance of channels of a scaled image, (C, H, W) in 0..1.
 
     Brightness and gamma are left alone: images are scaled by their own values, and
     what tells a dim object from the background is a difference of a few hundredths.
     """
     channels = image.shape[0]
     gain = torch.empty(1).uniform_(0.9, 1.1) * torch.empty(channels, 1, 1).uniform_(0.9, 1.1)
-    return image * gain
+    return (image * gain).clamp_(0, 1)

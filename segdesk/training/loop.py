@@ -135,7 +135,6 @@ class FineTuning:
                 name=manifest.new_model,
                 architecture=manifest.architecture,
                 options=manifest.options,
-                normalization=manifest.normalization,
                 classes=manifest.classes,
                 colors=manifest.colors,
                 channels=manifest.channels,

@@ -33,7 +33,7 @@ def model_summary(entry: ModelEntry) -> str:
     card = entry.card
     parts = ["Knows " + ", ".join(card.classes)]
     dice = next((value for key, value in card.score.items() if "dice" in key), None)
-    parts.append(f"Dice {dice:.2f} on held-back images" if dice is not None else "not scored")
+    parts.append(f"Dice {dice:.3f} on held-back images" if dice is not None else "not scored")
     licences = dict.fromkeys(data.license for data in card.training_data)
     if licences:
         parts.append("training data: " + " and ".join(licences))
