@@ -259,6 +259,11 @@ class DesktopWindow(QObject):
             self.workbench.close()
             self.main.removeEventFilter(self)
             self.is_closed = True
+            # Closed by its frame, napari's window would stay in memory; closed by the
+            # viewer it goes. Not from within its own close event.
+            QTimer.singleShot(0, self.viewer.close)
+            event.ignore()
+            return True
         return super().eventFilter(watched, event)
 
 

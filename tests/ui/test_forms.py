@@ -25,6 +25,7 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "corrected_weight": 2.5,
         "evaluate_every": 7,
         "weight_decay": 2e-6,
+        "averaging": 0.5,
         "seed": 2**31 - 1,
         "device": "cuda",
     },
