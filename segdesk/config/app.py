@@ -16,7 +16,6 @@ class AppSettings(Knobs):
     last_folder: Path | None = Field(
         None, title="Last folder", description="Where the last file dialog was."
     )
-    tour_done: bool = Field(False, title="Tour", description="Whether the hints were dismissed.")
 
     @classmethod
     def parse(cls, text: str) -> AppSettings:

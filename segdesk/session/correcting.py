@@ -192,7 +192,6 @@ class Correction:
         self._is_based = True
         if status is not None:
             self._session.events.sample_changed.emit(self.sample)
-        self._session.events.labels_changed.emit(self._id)
 
     def _step_back(self) -> None:
         """With its last stroke undone, a sample is not a corrected one any more."""

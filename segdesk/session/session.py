@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from psygnal import Signal
 
@@ -34,7 +33,6 @@ class SessionEvents:
     samples_added = Signal(list)  # of Sample
     sample_removed = Signal(str)  # sample id
     sample_changed = Signal(Sample)  # status, score or head revision
-    labels_changed = Signal(str)  # sample id: the labels on disk are new
     prediction_ready = Signal(Prediction)
     job_progressed = Signal(Progressed)
     job_finished = Signal(Finished)  # predictions and runs, any outcome
@@ -45,14 +43,6 @@ class SessionEvents:
     models_added = Signal(str)  # name of a new model
     engine_ready = Signal(Ready)
     said = Signal(str)  # a sentence for the user
-
-
-class Closable(Protocol):
-    """Something that lives as long as the session."""
-
-    def close(self) -> None:
-        """Let go."""
-        ...
 
 
 class Session:
