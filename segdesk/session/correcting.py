@@ -148,6 +148,8 @@ class Correction:
         without = Status.NEW if self.sample.score is None else Status.PREDICTED
         status = Status.CORRECTED if supervision.any() else without
         annotation = Annotation(self._id, old.revision, old.labels, supervision)
+        if self._prediction is not None:  # may be newer than what was accepted
+            annotation = annotation.refreshed(self._prediction)
         self._write(annotation, "taken back", status)
 
     # How ---------------------------------------------------------------------
