@@ -197,7 +197,10 @@ class CorrectPanel(Panel):
         if correction is None:
             return
         if correction.sample.status is Status.ACCEPTED:
+            before = correction.annotation.labels
             correction.take_back()
+            if self._workbench.layers is not None:
+                self._workbench.layers.replace_labels(before, correction.annotation.labels)
         else:
             correction.accept()
         self._update()
