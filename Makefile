@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DEBIAN := libegl1 libgl1 libdbus-1-3 libfontconfig1 libglib2.0-0 libxkbcommon-x11-0 \
   libxcb-cursor0 libxcb-icccm4 libxcb-keysyms1 libxcb-shape0 xvfb xauth
 
-.PHONY: run test setup system-libraries lint docs-screenshots benchmarks nuclei-unet clean
+.PHONY: run test setup system-libraries lint docs-screenshots benchmarks nuclei-unet oracles clean
 
 run: setup
 	@if [ -n "$$DISPLAY" ] || [ -n "$$WAYLAND_DISPLAY" ]; then \
@@ -70,5 +70,14 @@ docs-screenshots: setup
 nuclei-unet: setup
 	$(BIN)/python models/make_nuclei_unet.py --data $(DATA)
 
+# Compare the architectures with independent implementations, and freeze their answers
+# for the default tests. In an environment of its own: they bring a lot along.
+ORACLES := .venv-oracles
+oracles: system-libraries
+	test -x $(ORACLES)/bin/python || $(PYTHON) -m venv $(ORACLES)
+	$(ORACLES)/bin/python -m pip install --quiet -c constraints.txt -e '.[oracle]'
+	SEGDESK_FREEZE=1 $(ORACLES)/bin/python -m pytest -p no:cacheprovider \
+	  -o qt_api= -o addopts=--import-mode=importlib tests/oracles
+
 clean:
-	rm -rf $(VENV) build dist demo-out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-oracles build dist demo-out .mypy_cache .ruff_cache .pytest_cache

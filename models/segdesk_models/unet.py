@@ -11,7 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from segdesk.nn.heads import Activation, HeadKind, make_head
+from segdesk.nn.heads import Head, HeadConfig
+from segdesk.nn.segmenter import Segmenter, init_he
 from segdesk.nn.spec import ModelSpec
 
 LEVELS = 4
@@ -71,7 +72,7 @@ class Decoder(nn.Module):
         return x
 
 
-class UNet(nn.Module):
+class UNet(Segmenter):
     """Padded batch-norm U-Net.
 
     Parameters
@@ -97,29 +98,21 @@ class UNet(nn.Module):
         head: str = "A",
         activation: str = "none",
     ) -> None:
-        super().__init__()
-        self.encoder = Encoder(in_channels, width, dropout)
-        self.decoder = Decoder(width)
-        self.head = make_head(HeadKind(head), width, classes, Activation(activation))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                # He initialisation, std sqrt(2/N), section 3 of the paper.
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return class maps (N, K, H, W) for images (N, C, H, W)."""
-        maps: Tensor = self.head(self.decoder(self.encoder(x)))
-        return maps
+        config = HeadConfig.of(classes, head, activation)
+        super().__init__(Encoder(in_channels, width, dropout), Decoder(width), Head(config, width))
+        init_he(self)  # std sqrt(2/N), section 3 of the paper
 
 
 SPEC = ModelSpec(
     name="unet",
-    title="U-Net",
+    title="U-Net, padded",
     year=2015,
     reference="Ronneberger et al., MICCAI 2015",
     build=UNet,
     stride=16,
     options={"width": 64, "dropout": 0.5, "head": "A", "activation": "none"},
+    small={"width": 16, "dropout": 0.1},
+    has_dropout=True,
     deviations=(
         "Convolutions are padded, so that the mask has the size of the image (the paper: 572 to "
         "388 pixels).",

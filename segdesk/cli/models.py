@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from segdesk.cli.console import show, show_json
+from segdesk.config.model import Activation, HeadKind, Variant
+from segdesk.core.errors import InputError
 from segdesk.io.store import ProjectStore
 from segdesk.session.models import ModelEntry, current_model, find_model, list_models, use_model
 from segdesk.session.session import Session
 
+if TYPE_CHECKING:
+    from segdesk.nn.spec import ModelSpec
+
 PROJECT = typer.Option(None, "--project", help="Also the project's own models.")
 JSON = typer.Option(False, "--json", help="Report as JSON.")
+
+#: What the numbers of an architecture are computed for.
+CHANNELS, CLASSES = 3, 2
 
 
 def register(app: typer.Typer) -> None:
@@ -38,8 +49,6 @@ def _maybe(project: Path | None) -> Iterator[ProjectStore | None]:
 
 def list_(project: Path | None = PROJECT, as_json: bool = JSON) -> None:
     """List trained models and the architectures new ones can be built from."""
-    from segdesk.nn.registry import architectures
-
     with _maybe(project) as store:
         entries = list_models(store)
         used = current_model(store) if store is not None else None
@@ -57,55 +66,233 @@ def list_(project: Path | None = PROJECT, as_json: bool = JSON) -> None:
         }
         for e in entries
     ]
-    specs = [
-        {
-            "name": spec.name,
-            "title": spec.title,
-            "year": spec.year,
-            "reference": spec.reference,
-            "stride": spec.stride,
-            "options": spec.options,
-        }
-        for spec in architectures().values()
-    ]
+    if not as_json:
+        _show_models(models)
+    from segdesk.nn.registry import architectures
+
+    specs = list(architectures().values())
+    # One by one: each takes a moment to compute.
+    reports = (_report_architecture(spec, entries) for spec in specs)
     if as_json:
-        show_json({"models": models, "architectures": specs})
-        return
-    for model in models:
-        mark = "*" if model["in_use"] else " "
-        score = ", ".join(f"{k} {v:g}" for k, v in model["score"].items())
-        show(f"{mark} {model['name']:<24} {model['architecture']:<8} {score}")
-    show("architectures: " + ", ".join(f"{s['name']} ({s['title']}, {s['year']})" for s in specs))
+        show_json({"models": models, "architectures": list(reports)})
+    else:
+        _show_architectures(reports, max((len(s.name) for s in specs), default=0))
+
+
+def _show_models(models: Sequence[Mapping[str, Any]]) -> None:
+    rows = [("trained model", "architecture", "score")]
+    rows += [(m["name"], m["architecture"], _plain(m["score"])) for m in models]
+    first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
+    for row, is_used in zip(rows, [False, *(m["in_use"] for m in models)], strict=True):
+        mark = "*" if is_used else " "
+        show(f"{mark} {row[0]:<{first}}  {row[1]:<{second}}  {row[2]}".rstrip())
+
+
+def _show_architectures(reports: Iterator[dict[str, Any]], width: int) -> None:
+    width = max(width, len("architecture"))
+    show("")
+    show(f"  {'':{width}}              parameters       GMAC / MP         GB / MP")
+    show(f"  {'architecture':{width}}  year {_pairs([('small', 'paper')] * 3)}")
+    for report in reports:
+        small, paper = (_numbers(report, variant) for variant in Variant)
+        pairs = _pairs(list(zip(small, paper, strict=True)))
+        show(f"  {report['name']:{width}}  {report['year']} {pairs}")
+    show("")
+    show(f"Each in two sizes, small and paper, for {CHANNELS} channels and {CLASSES} classes.")
+    show("GMAC / MP: thousand million multiply-adds to predict a megapixel of image.")
+    show("GB / MP: memory for what a training step keeps of a megapixel.")
+    show("More on one of them: segdesk models show NAME")
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    return "".join(f"  {s:>{w}}  {p:>{w}}" for w, (s, p) in zip((7, 6, 6), pairs, strict=True))
+
+
+def _numbers(report: Mapping[str, Any], variant: str) -> tuple[str, str, str]:
+    return (
+        _short(report["parameters"][variant]),
+        f"{report['multiply_adds_per_megapixel'][variant] / 1e9:.1f}",
+        f"{report['activation_bytes_per_megapixel'][variant] / 1e9:.2f}",
+    )
+
+
+def _short(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number / 1e3:.1f} k"
 
 
 def show_(
-    name: str = typer.Argument(..., help="Name or folder of a model."),
+    name: str = typer.Argument(..., help="Name of a model or an architecture, or a folder."),
     project: Path | None = PROJECT,
     as_json: bool = JSON,
 ) -> None:
-    """Show a model's card and how its architecture differs from the paper."""
+    """Show a model's card, or what an architecture is and how it differs from the paper."""
+    from segdesk.nn.registry import architectures, suggest
+
     with _maybe(project) as store:
-        report = _describe(find_model(name, store))
+        entries = list_models(store)
+        names = [entry.name for entry in entries]
+        known = architectures()
+        own = store.folder / "models" / name if store is not None else None
+        is_there = Path(name).exists() or (own is not None and own.exists())
+        if name in known and name not in names:
+            report = _report_architecture(known[name], entries)
+        elif name in names or is_there:
+            report = _report_model(find_model(name, store))
+        else:
+            hint = suggest(name, [*names, *known])
+            raise InputError(f"There is no model or architecture called {name!r}{hint}")
     if as_json:
         show_json(report)
-        return
-    for key, value in report.items():
-        if key == "trained_ids":
-            value = f"{len(value)} images"
-        show(f"{key:<16} {value}")
+    elif report["kind"] == "architecture":
+        _show_architecture(report)
+    else:
+        _show_model(report)
 
 
-def _describe(entry: ModelEntry) -> dict[str, Any]:
+def _report_model(entry: ModelEntry) -> dict[str, Any]:
     from segdesk.nn.registry import find_architecture
 
     spec = find_architecture(entry.card.architecture)
     return {
+        "kind": "model",
         **entry.card.model_dump(mode="json"),
         "folder": str(entry.folder),
         "stride": spec.stride,
         "reference": spec.reference,
         "deviations": list(spec.deviations),
     }
+
+
+def _report_architecture(spec: ModelSpec, entries: Sequence[ModelEntry]) -> dict[str, Any]:
+    from segdesk.nn.profile import profile
+    from segdesk.nn.registry import resolve_options
+
+    options = {v.value: resolve_options(spec, v, {}) for v in Variant}
+    profiles = {v: profile(spec, o, CHANNELS, CLASSES) for v, o in options.items()}
+    weights = [e.name for e in entries if e.card.architecture == spec.name]
+    encoder = profiles[Variant.PAPER].encoder
+    return {
+        "kind": "architecture",
+        "name": spec.name,
+        "title": spec.title,
+        "year": spec.year,
+        "reference": spec.reference,
+        "parameters": {v: p.parameters for v, p in profiles.items()},
+        "multiply_adds_per_megapixel": {v: p.multiply_adds for v, p in profiles.items()},
+        "activation_bytes_per_megapixel": {v: p.activation_bytes for v, p in profiles.items()},
+        "computed_for": {
+            "channels": CHANNELS,
+            "classes": CLASSES,
+            "side": profiles[Variant.PAPER].side,
+            "head": spec.options.get("head"),
+        },
+        "stride": spec.stride,
+        "min_size": spec.min_size,
+        "options": spec.options,
+        "small_options": options[Variant.SMALL],
+        "classes": "any",
+        "heads": [str(head) for head in HeadKind],
+        "activations": [str(activation) for activation in Activation],
+        "needs_labels": spec.needs_labels,
+        "license": spec.license,
+        "weights_available": weights + ([f"encoder: timm {encoder}"] if encoder else []),
+        "deviations": list(spec.deviations),
+    }
+
+
+def _show_model(report: Mapping[str, Any]) -> None:
+    hidden = {"kind", "format", "deviations", "stride", "trained_ids", "training_data"}
+    for key, value in report.items():
+        if key not in hidden and value not in ("", {}, []):
+            show(f"{key.replace('_', ' ')}: {_plain(value)}")
+    for data in report["training_data"]:
+        show(f"training data: {data['name']} ({data['license']}, {data['images']} images)")
+    show(f"trained on: {len(report['trained_ids'])} images, by their hash")
+    show(f"stride: {_pixels(report['stride'])}")
+    _show_deviations(report["deviations"])
+
+
+def _show_architecture(report: Mapping[str, Any]) -> None:
+    stride = report["stride"]
+    least = -(-report["min_size"] // stride) * stride
+    sides = f"any multiple of {stride} pixels" if stride > 1 else "any"
+    learns = "from labelled images" if report["needs_labels"] else "without labels"
+    for key, value in (
+        ("name", report["name"]),
+        ("title", report["title"]),
+        ("reference", report["reference"]),
+        ("year", report["year"]),
+        ("licence", report["license"]),
+        ("learns", learns),
+        ("stride", f"{_pixels(stride)} (height and width of the input: {sides})"),
+        ("min size", _pixels(least)),
+        ("classes", report["classes"]),
+        ("heads", report["heads"]),
+        ("activations", report["activations"]),
+        ("weights available", report["weights_available"] or "none"),
+    ):
+        show(f"{key}: {_plain(value)}")
+    small, paper = (_numbers(report, variant) for variant in Variant)
+    count = report["parameters"]
+    rows = [
+        ("", "small", "paper"),
+        ("parameters", f"{count[Variant.SMALL]:,}", f"{count[Variant.PAPER]:,}"),
+        ("GMAC per megapixel", small[1], paper[1]),
+        ("GB per megapixel", small[2], paper[2]),
+    ]
+    options, lesser = report["options"], report["small_options"]
+    rows += [(f"option {name}", _option(lesser[name]), _option(options[name])) for name in options]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    show("")
+    for row in rows:
+        show("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
+    at = report["computed_for"]
+    show("")
+    _show_long(
+        f"Computed for {at['channels']} channels, {at['classes']} classes, head {at['head']} and "
+        f"an image of {at['side']} x {at['side']} pixels. GMAC: thousand million multiply-adds of "
+        "a prediction. GB: what a training step keeps."
+    )
+    _show_deviations(report["deviations"])
+
+
+def _option(value: Any) -> str:
+    from segdesk.nn.registry import plain
+
+    return plain(value)
+
+
+def _show_deviations(deviations: Sequence[str]) -> None:
+    show("")
+    if not deviations:
+        show("Nothing is known to differ from the paper.")
+        return
+    show("Differs from the paper:")
+    for sentence in deviations:
+        _show_long(sentence, "- ")
+
+
+def _show_long(text: str, mark: str = "") -> None:
+    # A terminal would break lines within words; a program that reads a pipe wants one each.
+    width = min(100, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
+    show(textwrap.fill(text, width, initial_indent=mark, subsequent_indent=" " * len(mark)))
+
+
+def _pixels(number: int) -> str:
+    return f"{number} pixel{'' if number == 1 else 's'}"
+
+
+def _plain(value: Any) -> str:
+    """Write a value for people: no quotes, brackets or braces."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(k).replace('_', ' ')} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, bool) or value is None:
+        return _option(value)
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.3g}"
+    return f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
 def use(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -175,7 +176,9 @@ def _failure(end: Finished) -> SegDeskError:
 def _place(events: list[AnyEvent], path: Path, out: Path) -> dict[str, Any]:
     end = next(event for event in events if isinstance(event, Finished))
     if end.state is not RunState.COMPLETED:
-        raise _failure(end)
+        # A user knows the folder they named and not the one beside the results.
+        reason = re.sub(rf"{re.escape(str(out))}[^\s:;,]*\.part-[^\s:;,]*", str(out), end.reason)
+        raise _failure(end.model_copy(update={"reason": reason}))
     ready = next(event for event in events if isinstance(event, PredictionReady))
     placed: dict[str, Any] = {"unsure": ready.score}
     for part in PARTS:

@@ -15,6 +15,7 @@ import typer
 from segdesk.cli.console import Meter, meter, say, show, show_json
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.knobs import parse_assignments
+from segdesk.config.model import NewModelConfig
 from segdesk.config.training import TrainingConfig
 from segdesk.core.annotation import Supervision
 from segdesk.core.classes import ClassMap
@@ -30,7 +31,7 @@ from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Said, Stepped
 from segdesk.session.models import ModelEntry, current_model, find_model, use_model
 from segdesk.session.projects import find_images, match_masks
 from segdesk.session.session import Session
-from segdesk.session.training import close_orphans, judged_samples, start
+from segdesk.session.training import NewModel, close_orphans, judged_samples, start
 
 
 def register(app: typer.Typer) -> None:
@@ -42,6 +43,15 @@ def register(app: typer.Typer) -> None:
 def train(
     project: Path = typer.Argument(..., help="The project."),
     model: str | None = typer.Option(None, "--model", help="Model to start from."),
+    new: str | None = typer.Option(
+        None, "--new", help="Start from this untrained architecture (see 'segdesk models list')."
+    ),
+    options: list[str] = typer.Option(
+        [],
+        "--option",
+        help="Of a new model, as name=value: variant (small, paper), head (A to D), activation, "
+        "encoder_weights (a file, or download), or one of the architecture's own.",
+    ),
     recipe: str | None = typer.Option(None, "--recipe", help="all, decoder or head."),
     settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
     use: bool = typer.Option(False, "--use", help="Make the new model the one in use."),
@@ -50,10 +60,11 @@ def train(
     """Fine-tune a model on the corrected images of a project."""
     values: dict[str, Any] = parse_assignments(settings)
     config = TrainingConfig.from_user(values | ({"recipe": recipe} if recipe else {}))
+    untrained = _new_model(new, model, parse_assignments(options))
     with ProjectStore.open(project) as store, meter("Fine-tuning") as progress:
         session = Session(store)
         close_orphans(session)
-        run, is_input = _train(session, config, model, progress, as_json)
+        run, is_input = _train(session, config, model, untrained, progress, as_json)
         if use and run.state is RunState.COMPLETED:
             use_model(session, run.new_model)
     _report(run, as_json)
@@ -62,8 +73,37 @@ def train(
         raise error(run.reason or "The run was stopped; its checkpoint is kept.")
 
 
+def _new_model(new: str | None, model: str | None, options: dict[str, str]) -> NewModel | None:
+    """Read what untrained model to start from, if that was asked for.
+
+    Raises
+    ------
+    InputError
+        An unknown architecture or option, or a trained model was named too.
+    """
+    if new is None:
+        if options:
+            raise InputError("--option describes a new model; name its architecture with --new.")
+        return None
+    if model is not None:
+        raise InputError("Give either --model (a trained model) or --new (an architecture).")
+    from segdesk.nn.registry import find_architecture, resolve_options
+
+    spec = find_architecture(new)
+    knobs = {k: v for k, v in options.items() if k in NewModelConfig.model_fields}
+    config = NewModelConfig.from_user(knobs)
+    own = {k: v for k, v in options.items() if k not in knobs}
+    checked = resolve_options(spec, config.variant, own)
+    return NewModel(spec.name, config, {k: checked[k] for k in own}, spec.needs_labels)
+
+
 def _train(
-    session: Session, config: TrainingConfig, model: str | None, progress: Meter, as_json: bool
+    session: Session,
+    config: TrainingConfig,
+    model: str | None,
+    new: NewModel | None,
+    progress: Meter,
+    as_json: bool,
 ) -> tuple[Run, bool]:
     """Return the run as it ended, and whether what it was given made it fail."""
     from segdesk.training.inline import InlineBackend
@@ -86,7 +126,7 @@ def _train(
     backend = InlineBackend(on_event)
     session.attach(backend)
     with _interrupt_cancels(backend.cancel):
-        started = start(session, config, model)
+        started = start(session, config, model, new)
     run = next(run for run in session.store.runs() if run.id == started.id)
     return run, any(end.is_input for end in ends)
 
@@ -134,6 +174,9 @@ def evaluate(
     images: Path | None = typer.Option(None, "--images", help="Folder of images."),
     masks: Path | None = typer.Option(None, "--masks", help="Folder of their true masks."),
     device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or mps."),
+    instances: bool = typer.Option(
+        False, "--instances", help="Score objects too: panoptic quality, Rand, warping error."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Report as JSON."),
 ) -> None:
     """Score a model on labelled images."""
@@ -141,7 +184,7 @@ def evaluate(
 
     config = InferenceConfig.from_user({"device": device})
     with _labelled(project, model, images, masks) as (entry, samples), meter("Judging") as progress:
-        scores = evaluate_model(entry.folder, samples, config, progress)
+        scores = evaluate_model(entry.folder, samples, config, progress, instances=instances)
     if not scores["n"]:
         raise InputError("No pixel of these images is labelled, so there is nothing to score.")
     if as_json:
@@ -150,7 +193,32 @@ def evaluate(
     over = ", ".join(scores["classes"])
     show(f"{entry.name} on {scores['n']} images (means over images, over {over}):")
     show(f"  Dice {scores['dice']:.4f}  IoU {scores['iou']:.4f}")
-    show(f"  pixel accuracy {scores['pixel_accuracy']:.4f} (over all pixels)")
+    whole = scores["dataset"]
+    show(f"All pixels of all images together (means over {', '.join(scores['per_class'])}):")
+    show(
+        f"  pixel accuracy {whole['pixel_accuracy']:.4f}  "
+        f"mean accuracy {whole['mean_accuracy']:.4f}  mean IoU {whole['mean_iou']:.4f}\n"
+        f"  frequency-weighted IoU {whole['frequency_weighted_iou']:.4f}  "
+        f"mean Dice {whole['mean_dice']:.4f}"
+    )
+    if instances:
+        _show_objects(scores["objects"], over)
+
+
+def _show_objects(scores: dict[str, Any], over: str) -> None:
+    def figure(name: str, decimals: int = 4) -> str:
+        value = scores[name]
+        return "none" if value is None else f"{value:.{decimals}f}"
+
+    show(f"Objects, the connected pieces of {over}:")
+    show(
+        f"  panoptic quality {figure('panoptic_quality')}  "
+        f"(segmentation {figure('segmentation_quality')}, "
+        f"recognition {figure('recognition_quality')}; matched above IoU 0.5)\n"
+        f"  Rand error {figure('rand_error')} (mean over images, on the true objects)\n"
+        f"  warping error {figure('warping_error', 6)}  pixel error {figure('pixel_error')} "
+        "(over all pixels)"
+    )
 
 
 @contextmanager

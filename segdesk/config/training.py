@@ -26,6 +26,43 @@ class Augmentation(StrEnum):
     FULL = "full"
 
 
+class LossKind(StrEnum):
+    """What the model is told to make small (see :mod:`segdesk.nn.losses`)."""
+
+    CROSS_ENTROPY = "cross_entropy"
+    WEIGHTED_CROSS_ENTROPY = "weighted_cross_entropy"
+    BALANCED_CROSS_ENTROPY = "balanced_cross_entropy"
+    FOCAL = "focal"
+    DICE = "dice"
+    DICE_CROSS_ENTROPY = "dice_cross_entropy"
+    TVERSKY = "tversky"
+    BORDER_CROSS_ENTROPY = "border_cross_entropy"
+
+
+#: When to use which loss, one line each.
+LOSS_HELP: dict[LossKind, str] = {
+    LossKind.CROSS_ENTROPY: "Every pixel alike, for classes of about the same size.",
+    LossKind.WEIGHTED_CROSS_ENTROPY: "Pixels that are not background count more, when the model "
+    "misses too much.",
+    LossKind.BALANCED_CROSS_ENTROPY: "Background and the rest share what counts, when one of "
+    "them covers nearly all of the image.",
+    LossKind.FOCAL: "Pixels that are right already hardly count, for few hard pixels among many "
+    "easy ones.",
+    LossKind.DICE: "Overlap alone, for small objects; learns less evenly at first.",
+    LossKind.DICE_CROSS_ENTROPY: "Overlap and pixels together, good for most images.",
+    LossKind.TVERSKY: "Overlap in which misses and false alarms have different prices.",
+    LossKind.BORDER_CROSS_ENTROPY: "Narrow gaps between objects count more, for cells that grow "
+    "together.",
+}
+
+
+class ClassWeights(StrEnum):
+    """How much the pixels of a class count."""
+
+    NONE = "none"
+    MEDIAN_FREQUENCY = "median_frequency"
+
+
 class TrainingConfig(Knobs):
     """How a model is fine-tuned on the corrected images."""
 
@@ -52,6 +89,24 @@ class TrainingConfig(Knobs):
         description="How far one step moves the weights. Too high and old knowledge is lost.",
         json_schema_extra={"basic": True, "log": True},
     )
+    encoder_rate: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        title="Encoder rate",
+        description="Times the learning rate: how fast the encoder learns. Below 1, a pre-trained "
+        "encoder keeps more of what it knows.",
+        json_schema_extra={"log": True},
+    )
+    head_rate: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        title="Head rate",
+        description="Times the learning rate: how fast the last layers learn. Often 10 where the "
+        "rest is pre-trained and they are new.",
+        json_schema_extra={"log": True},
+    )
     replay: float = Field(
         0.5,
         ge=0,
@@ -75,6 +130,80 @@ class TrainingConfig(Knobs):
         multiple_of=16,
         title="Crop size",
         description="Side of the squares cut from the images for learning.",
+        json_schema_extra={"unit": "px"},
+    )
+    loss: LossKind = Field(
+        LossKind.DICE_CROSS_ENTROPY,
+        title="Loss",
+        description="What the model is told to make small. "
+        + " ".join(f"{kind}: {text}" for kind, text in LOSS_HELP.items()),
+    )
+    class_weights: ClassWeights = Field(
+        ClassWeights.NONE,
+        title="Class weights",
+        description="median_frequency: in cross entropy and focal loss, pixels of rare classes "
+        "count more, by the median of the frequencies over their own.",
+    )
+    foreground_weight: float = Field(
+        2.0,
+        ge=0.1,
+        le=100,
+        title="Foreground weight",
+        description="For weighted_cross_entropy: how many times a pixel counts that is not "
+        "background. Above 1, less is missed; below 1, fewer false alarms.",
+    )
+    foreground_share: float = Field(
+        0.7,
+        ge=0.01,
+        le=0.99,
+        title="Foreground share",
+        description="For balanced_cross_entropy: how much a pixel counts that is not background; "
+        "one of the background counts 1 less this. 0.5 treats them alike.",
+    )
+    focal_gamma: float = Field(
+        2.0,
+        ge=0,
+        le=10,
+        title="Focal gamma",
+        description="For focal: how much less a pixel counts that is right already. 0: all alike.",
+    )
+    focal_alpha: float = Field(
+        0.5,
+        ge=0.01,
+        le=0.99,
+        title="Focal alpha",
+        description="For focal: how much a pixel counts that is not background; one of the "
+        "background counts 1 less this. 0.5 treats them alike.",
+    )
+    dice_squared: bool = Field(
+        False,
+        title="Squared Dice",
+        description="For dice and dice_cross_entropy: divide by sums of squares (V-Net's form), "
+        "which is milder where the model is unsure.",
+    )
+    tversky_beta: float = Field(
+        0.5,
+        ge=0.01,
+        le=0.99,
+        title="Tversky beta",
+        description="For tversky: price of a false alarm; a miss costs 1 less this. Below 0.5, "
+        "less is missed; 0.5 is dice.",
+    )
+    border_weight: float = Field(
+        10.0,
+        ge=0,
+        le=1000,
+        title="Border weight",
+        description="For border_cross_entropy: how much more a pixel counts where two objects "
+        "touch.",
+    )
+    border_sigma: float = Field(
+        5.0,
+        ge=0.5,
+        le=100,
+        title="Border width",
+        description="For border_cross_entropy: how wide a gap between two objects still counts "
+        "more.",
         json_schema_extra={"unit": "px"},
     )
     freeze_norm: bool = Field(

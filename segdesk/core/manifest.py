@@ -11,14 +11,14 @@ from segdesk.core.sample import Split
 
 
 class ManifestSample(BaseModel):
-    """One labelled image of a run; ``labels`` is the file of ``revision``."""
+    """One image of a run; ``labels`` is the file of ``revision``, None if it has none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     image: Path
     sha256: str
-    labels: Path
+    labels: Path | None
     revision: int
     split: Split
 
@@ -27,7 +27,8 @@ class RunManifest(BaseModel):
     """The contents of ``manifest.json`` in a run's folder.
 
     A run starts from ``base_folder`` (a model package), or, when that is None,
-    from an untrained ``architecture`` with ``options``.
+    from an untrained ``architecture``: its ``variant`` (small or paper) with
+    ``options`` on top and ``encoder_weights`` from a file, a download or nowhere.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,7 +38,9 @@ class RunManifest(BaseModel):
     base_model: str = ""
     base_folder: Path | None = None
     architecture: str = ""
+    variant: str = "paper"
     options: dict[str, Any] = {}
+    encoder_weights: str = ""
     channels: int
     classes: tuple[str, ...]
     colors: tuple[str, ...]

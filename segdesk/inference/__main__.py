@@ -15,13 +15,18 @@ def main() -> None:
     share_processor()
     # After the real stdout was put aside: torch may print while it is imported.
     from segdesk.inference.engine import Engine
-    from segdesk.jobs.messages import Ready
+    from segdesk.jobs.messages import Architecture, Ready
     from segdesk.nn.device import pick_device
+    from segdesk.nn.registry import architectures
 
     engine = Engine(line.send)
     line.listen(engine.take, engine.stop)
     choice = pick_device("auto")
-    line.send(Ready(device=str(choice.device), reason=choice.reason))
+    known = tuple(
+        Architecture(name=s.name, title=s.title, year=s.year, needs_labels=s.needs_labels)
+        for s in architectures().values()
+    )
+    line.send(Ready(device=str(choice.device), reason=choice.reason, architectures=known))
     engine.run()
 
 

@@ -75,7 +75,8 @@ class Predictor:
             The tile size does not fit the model, or memory ran out.
         """
         height, width = plane.shape[:2]
-        tiling = plan((height, width), config.tile_size, config.overlap, self._model.stride)
+        spec = self._model.spec
+        tiling = plan((height, width), config.tile_size, config.overlap, spec.stride, spec.min_size)
         padded = pad(plane, tiling)
         blender = Blender(tiling, len(self._model.card.classes))
         rows, columns = tiling.size

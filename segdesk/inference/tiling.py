@@ -46,10 +46,13 @@ class TilePlan:
     tiles: tuple[Tile, ...]
 
 
-def plan(shape: tuple[int, int], tile_size: int, overlap: int, stride: int) -> TilePlan:
+def plan(
+    shape: tuple[int, int], tile_size: int, overlap: int, stride: int, min_size: int = 1
+) -> TilePlan:
     """Plan tiles that cover a plane and its mirrored border.
 
-    A plane that fits is one tile of its own size, rounded up to the stride.
+    A plane that fits is one tile of its own size, rounded up to the stride and to
+    ``min_size``, the smallest side the model takes.
 
     Raises
     ------
@@ -63,13 +66,20 @@ def plan(shape: tuple[int, int], tile_size: int, overlap: int, stride: int) -> T
             f"A tile of {tile_size} pixels does not fit this model: it needs multiples of "
             f"{stride}; the nearest is {nearest}."
         )
+    if tile_size < min_size:
+        nearest = -(-min_size // stride) * stride
+        raise InputError(
+            f"A tile of {tile_size} pixels is too small for this model: it needs at least "
+            f"{nearest}."
+        )
     if overlap >= tile_size:
         raise InputError(
             f"An overlap of {overlap} pixels leaves nothing of tiles of {tile_size}; choose at "
             f"most {tile_size // 2}."
         )
     margin = overlap // 2
-    axes = [_plan_axis(length, tile_size, overlap, margin, stride) for length in shape]
+    least = -(-min_size // stride) * stride
+    axes = [_plan_axis(length, tile_size, overlap, margin, stride, least) for length in shape]
     (height, starts_y), (width, starts_x) = axes
     return TilePlan(
         shape=shape,
@@ -81,11 +91,11 @@ def plan(shape: tuple[int, int], tile_size: int, overlap: int, stride: int) -> T
 
 
 def _plan_axis(
-    length: int, tile_size: int, overlap: int, margin: int, stride: int
+    length: int, tile_size: int, overlap: int, margin: int, stride: int, least: int
 ) -> tuple[int, list[int]]:
     needed = length + 2 * margin
     if needed <= tile_size:
-        return -(-needed // stride) * stride, [0]
+        return max(-(-needed // stride) * stride, least), [0]
     step = tile_size - overlap
     count = -(-(needed - tile_size) // step) + 1
     return tile_size, [i * step for i in range(count)]

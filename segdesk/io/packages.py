@@ -77,9 +77,21 @@ def reject_pickle(path: Path) -> None:
 
 
 def hash_weights(folder: Path) -> str:
-    """Return the SHA-256 of a package's weights, hexadecimal."""
-    with (folder / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a package's weights, hexadecimal.
+
+    Raises
+    ------
+    InputError
+        They are not there any more, or cannot be read.
+    """
+    try:
+        with (folder / WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        raise InputError(
+            f"The weights of the model in {folder} cannot be read; put them back, or choose "
+            "another model."
+        ) from None
 
 
 def install_package(source: Path, target: Path) -> ModelCard:

@@ -48,12 +48,22 @@ Order = Annotated[PredictOrder | CancelOrder, Field(discriminator="order")]
 # Events ---------------------------------------------------------------------
 
 
+class Architecture(_Message):
+    """An architecture that a new model can be built from."""
+
+    name: str
+    title: str
+    year: int
+    needs_labels: bool = True
+
+
 class Ready(_Message):
-    """The worker has started and says what it computes with."""
+    """The worker has started and says what it computes with, and what it can build."""
 
     event: Literal["ready"] = "ready"
     device: str
     reason: str
+    architectures: tuple[Architecture, ...] = ()
 
 
 class Progressed(_Message):

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 
-class SegmentationModel(Protocol):
-    """What every architecture offers.
+class Initialisation(StrEnum):
+    """How the weights that are not an encoder's are drawn at first."""
 
-    ``forward`` takes float32 (N, C, H, W), with H and W multiples of the spec's
-    stride, and returns class maps (N, K, H, W) that go into a softmax. The
-    three parts name every parameter once, for recipes and learning rates.
-    """
-
-    encoder: nn.Module
-    decoder: nn.Module
-    head: nn.Module
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return class maps for a batch."""
-        ...
+    #: Normal, variance 2 / fan-in (He et al., ICCV 2015).
+    HE = "he"
+    #: Normal, standard deviation 0.01.
+    NORMAL_001 = "normal 0.01"
+    #: Truncated normal, standard deviation 0.02, as vision transformers have it.
+    TRUNCATED_NORMAL = "truncated normal 0.02"
+    #: torch's own: uniform, variance 1 / (3 fan-in).
+    TORCH = "torch default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +32,32 @@ class ModelSpec:
     name
         Registry name, such as ``unet``.
     build
-        ``build(in_channels, classes, **options)`` makes an untrained network.
+        ``build(in_channels, classes, **options)`` makes an untrained
+        :class:`~segdesk.nn.segmenter.Segmenter`.
     stride
         Height and width of the input must be multiples of this, in pixels.
     options
-        Defaults of the options, as the paper has them.
+        Every option ``build`` takes, with the paper's values. ``head`` and
+        ``activation`` are always among them.
+    small
+        Options to set for a variant that learns on a laptop without a graphics card.
     deviations
         Where this differs from the paper, a sentence each.
+    min_size
+        Height and width of the input must be at least this, in pixels.
+    initialisation
+        How the convolutions of the decoder are drawn.
+    has_dropout
+        Training mode is random.
+    idle
+        Patterns of the names of parameters that no gradient reaches.
+    is_exportable
+        ``torch.export`` takes it.
+    needs_labels
+        It learns from labels; otherwise it needs none, and has ``own_loss(image)`` and
+        ``assign(order)``, which says which of its maps stands for which class.
+    license
+        Of this implementation.
     """
 
     name: str
@@ -51,4 +67,12 @@ class ModelSpec:
     build: Callable[..., nn.Module]
     stride: int
     options: dict[str, Any]
+    small: dict[str, Any] = field(default_factory=dict)
     deviations: tuple[str, ...] = ()
+    min_size: int = 1
+    initialisation: Initialisation = Initialisation.HE
+    has_dropout: bool = False
+    idle: tuple[str, ...] = ()
+    is_exportable: bool = True
+    needs_labels: bool = True
+    license: str = "BSD-3-Clause"

@@ -14,7 +14,9 @@ from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError
 from segdesk.io.atomic import atomic_write_bytes, atomic_write_text
 from segdesk.io.packages import CARD, WEIGHTS, hash_weights, read_card
-from segdesk.nn.registry import build_network, find_architecture
+from segdesk.nn.heads import HeadKind
+from segdesk.nn.registry import architectures, build_network, find_architecture, resolve_options
+from segdesk.nn.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class LoadedModel:
     weights_sha256: str
 
     @property
-    def stride(self) -> int:
-        """Height and width of the input must be multiples of this, in pixels."""
-        return find_architecture(self.card.architecture).stride
+    def spec(self) -> ModelSpec:
+        """What is known of the architecture: the sizes it takes, among others."""
+        return find_architecture(self.card.architecture)
 
 
 def load_model(folder: Path) -> LoadedModel:
@@ -41,19 +43,21 @@ def load_model(folder: Path) -> LoadedModel:
     """
     card = read_card(folder)
     network = build_network(card)
-    load_weights(network, folder / WEIGHTS, card.name)
+    load_weights(network, folder / WEIGHTS, card)
     network.eval()
     return LoadedModel(network, card, hash_weights(folder))
 
 
-def load_weights(network: nn.Module, path: Path, name: str) -> None:
+def load_weights(network: nn.Module, path: Path, card: ModelCard) -> None:
     """Copy the tensors of a safetensors file into ``network``, all of them.
 
     Raises
     ------
     InputError
-        The file is damaged, or its tensors are not this network's.
+        The file is damaged, or its tensors are not this network's; the installed
+        architecture they fit is named.
     """
+    name = card.name
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -74,8 +78,27 @@ def load_weights(network: nn.Module, path: Path, name: str) -> None:
             f"The weights of {name!r} do not fit the network its card describes: tensors "
             + ", ".join(parts)
             + "."
+            + _what_fits(tensors, card)
         )
     network.load_state_dict(tensors, strict=True)
+
+
+def _what_fits(tensors: dict[str, Tensor], card: ModelCard) -> str:
+    """Say which installed architecture has exactly these tensors, if one has."""
+    shapes = {key: value.shape for key, value in tensors.items()}
+    for spec in architectures().values():
+        for variant in ("paper", "small"):
+            for head in HeadKind:
+                options = resolve_options(spec, variant, {"head": str(head)})
+                # On the meta device a network of any size is built in no memory.
+                with torch.device("meta"):
+                    network = spec.build(card.channels, len(card.classes), **options)
+                if {k: v.shape for k, v in network.state_dict().items()} == shapes:
+                    return (
+                        f" They are those of {spec.name} ({variant}, head {head}): correct the "
+                        "card, or choose the model they belong to."
+                    )
+    return ""
 
 
 def save_model(folder: Path, network: nn.Module, card: ModelCard) -> ModelCard:
@@ -116,16 +139,19 @@ def adapt_outputs(loaded: LoadedModel, card: ModelCard) -> nn.Module:
     source = {name: i for i, name in enumerate(loaded.card.classes)}
     pairs = [(k, source.get(n, 0)) for k, n in enumerate(card.classes) if n in source or k == 0]
     for key, value in old.items():
-        is_output = ".maps." in key or key in ("head.weight", "head.bias")
-        if not is_output and key in new and new[key].shape == value.shape:
-            new[key] = value
-    for target, origin in pairs:
-        for part in ("weight", "bias"):
-            mine, theirs = f"head.1.maps.{target}.{part}", f"head.1.maps.{origin}.{part}"
-            if mine in new and theirs in old:
-                new[mine] = old[theirs]
-            elif f"head.{part}" in new:
-                new[f"head.{part}"][target] = old[f"head.{part}"][origin]
+        before, is_output, rest = key.partition(".output.")
+        if not is_output:
+            if key in new and new[key].shape == value.shape:
+                new[key] = value
+        elif not rest.startswith("maps."):
+            # One layer for all maps: they are its first dimension.
+            for target, origin in pairs:
+                new[key][target] = value[origin]
+        else:
+            _, number, part = rest.split(".", 2)
+            for target, origin in pairs:
+                if int(number) == origin:
+                    new[f"{before}.output.maps.{target}.{part}"] = value
     network.load_state_dict(new)
     return network
 

@@ -7,12 +7,15 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError
 from segdesk.io.packages import CARD, bundled_packages, hash_weights, read_card
 from segdesk.io.store import ProjectStore
-from segdesk.session.session import Session
+
+if TYPE_CHECKING:
+    from segdesk.session.session import Session
 
 
 @dataclass(frozen=True, slots=True)

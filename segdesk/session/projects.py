@@ -236,8 +236,8 @@ def _read(
 def _draw_splits(store: ProjectStore, prepared: _Prepared) -> _Prepared:
     """Hold back a fifth of the groups, chosen by content and never moved again.
 
-    Groups that are in the project already keep their side. Images that a bundled
-    model learnt from never become validation.
+    Groups that are in the project already keep their side. Images that a model
+    learnt from never become validation, whatever their group.
     """
     old = store.samples()
     sides = {s.group: s.split for s in old if s.group}
@@ -259,7 +259,10 @@ def _draw_splits(store: ProjectStore, prepared: _Prepared) -> _Prepared:
     for new in prepared:
         if not new.is_fixed:
             drawn = Split.VALIDATION if _key(new.sample) in chosen else Split.TRAIN
-            new = replace(new, sample=replace(new.sample, split=sides.get(new.sample.group, drawn)))
+            side = sides.get(new.sample.group, drawn)
+            if new.sample.sha256 in learnt:
+                side = Split.TRAIN
+            new = replace(new, sample=replace(new.sample, split=side))
         result.append(new)
     return result
 

@@ -16,6 +16,7 @@ from segdesk.io.packages import install_package
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.messages import (
     AnyEvent,
+    Architecture,
     Evaluated,
     Finished,
     PredictionReady,
@@ -25,6 +26,7 @@ from segdesk.jobs.messages import (
     Stepped,
 )
 from segdesk.session.backend import Backend
+from segdesk.session.models import current_model
 
 
 class SessionEvents:
@@ -60,6 +62,8 @@ class Session:
         self.store = store
         self.events = SessionEvents()
         self._backend = backend
+        #: What a new model can be built from, once the engine has said so.
+        self.architectures: tuple[Architecture, ...] = ()
         self._jobs: dict[str, str] = {}
         self._numbers = itertools.count(1)
 
@@ -102,6 +106,7 @@ class Session:
     def handle(self, event: AnyEvent) -> None:
         """Take a worker's event into the project and tell of it."""
         if isinstance(event, Ready):
+            self.architectures = event.architectures
             self.events.engine_ready.emit(event)
         elif isinstance(event, Progressed):
             self.events.job_progressed.emit(event)
@@ -134,7 +139,8 @@ class Session:
         self.store.record_prediction(prediction, event.weights_sha256)
         sample = self.store.sample(event.sample)
         status = Status.PREDICTED if sample.status is Status.NEW else sample.status
-        is_current = self.store.get("current_model") in (None, event.model)
+        used = current_model(self.store)
+        is_current = used is None or used.name == event.model
         score = event.score if is_current else sample.score
         self.put_sample(replace(sample, status=status, score=score))
         self.events.prediction_ready.emit(prediction)

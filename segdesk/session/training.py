@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from segdesk import __version__
+from segdesk.config.model import NewModelConfig
 from segdesk.config.training import TrainingConfig
 from segdesk.core.annotation import Annotation
 from segdesk.core.errors import InputError
@@ -16,9 +19,23 @@ from segdesk.core.sample import Sample, Split
 from segdesk.io.atomic import atomic_folder
 from segdesk.io.labels import write_labels
 from segdesk.io.store import ProjectStore
-from segdesk.session.models import current_model, find_model, next_model_name
+from segdesk.session.models import ModelEntry, current_model, find_model, next_model_name
 from segdesk.session.predicting import check_channels
 from segdesk.session.session import Session
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """An untrained model to start from: what is built, and how.
+
+    ``options`` are the architecture's own, on top of ``config``; ``needs_labels`` is
+    False for one that learns from the images alone.
+    """
+
+    architecture: str
+    config: NewModelConfig = field(default_factory=NewModelConfig)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs_labels: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,8 +101,20 @@ def judged_samples(store: ProjectStore, work: Path) -> list[ManifestSample]:
     return [list_sample(store, item, work, work) for item in held_back]
 
 
-def start(session: Session, config: TrainingConfig, model: str | None = None) -> Run:
+def start(
+    session: Session,
+    config: TrainingConfig,
+    model: str | None = None,
+    new: NewModel | None = None,
+) -> Run:
     """Write a run's folder and start it.
+
+    Parameters
+    ----------
+    model
+        Name of the model to start from; by default the one in use.
+    new
+        Start from this untrained model instead.
 
     Raises
     ------
@@ -93,44 +122,118 @@ def start(session: Session, config: TrainingConfig, model: str | None = None) ->
         No model, nothing to learn from, or a run is under way already.
     """
     store = session.store
-    entry = find_model(model, store) if model else current_model(store)
-    if entry is None:
-        raise InputError(
-            "No model knows this project's classes yet; say which one to start from, in the "
-            "Predict panel or with --model (see 'segdesk models list')."
-        )
+    entry = None if new is not None else _find_start(store, model)
     if any(not run.state.is_terminal for run in store.runs() if run.id in session.jobs):
         raise InputError("A fine-tuning run is under way; stop it or wait for its end.")
     labelled = labelled_samples(store)
-    for item in labelled:
-        check_channels(item.sample, entry)
-    if not any(item.sample.split is Split.TRAIN for item in labelled):
-        held = len(labelled)
-        extra = f" The {held} labelled so far are held back to check the model." if held else ""
-        raise InputError(
-            "There is nothing to learn from yet: correct or accept at least one image that is "
-            f"not held back for validation.{extra}"
-        )
-    run_id = _new_run_id(store.folder, entry.name)
+    unlabelled = [] if new is None or new.needs_labels else _without_labels(store, labelled)
+    if not unlabelled:
+        _require_training_images(labelled)
+    if entry is not None:
+        for item in labelled:
+            check_channels(item.sample, entry)
+        base, channels = entry.name, entry.card.channels
+    else:
+        assert new is not None
+        base = new.architecture
+        channels = common_channels([*(i.sample for i in labelled), *unlabelled])
+    run_id = _new_run_id(store.folder, base)
     folder = store.folder / "runs" / run_id
     with atomic_folder(folder) as beside:
+        samples = [list_sample(store, item, beside, folder) for item in labelled]
         manifest = RunManifest(
             run=run_id,
-            new_model=next_model_name(store, entry.name),
-            base_model=entry.name,
-            base_folder=entry.folder,
-            channels=entry.card.channels,
+            new_model=next_model_name(store, base),
+            base_model=base,
+            base_folder=entry.folder if entry is not None else None,
+            **(_describe(new) if new is not None else {}),
+            channels=channels,
             classes=store.classes.names,
             colors=tuple(c.color for c in store.classes.classes),
-            samples=tuple(list_sample(store, i, beside, folder) for i in labelled),
+            samples=(*samples, *(_list_unlabelled(sample) for sample in unlabelled)),
             segdesk_version=__version__,
         )
         (beside / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
         (beside / "config.json").write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
-    run = Run(run_id, folder, entry.name, RunState.RUNNING, new_model=manifest.new_model)
+    run = Run(run_id, folder, base, RunState.RUNNING, new_model=manifest.new_model)
     session.put_run(run)
     session.backend.train(run_id, folder)
     return next(r for r in store.runs() if r.id == run_id)
+
+
+def _find_start(store: ProjectStore, model: str | None) -> ModelEntry:
+    entry = find_model(model, store) if model else current_model(store)
+    if entry is None:
+        raise InputError(
+            "No model knows this project's classes yet; say which one to start from, in the "
+            "Predict panel or with --model (see 'segdesk models list'), or start a new one."
+        )
+    return entry
+
+
+def _require_training_images(labelled: Sequence[Labelled]) -> None:
+    if any(item.sample.split is Split.TRAIN for item in labelled):
+        return
+    held = len(labelled)
+    extra = f" The {held} labelled so far are held back to check the model." if held else ""
+    raise InputError(
+        "There is nothing to learn from yet: correct or accept at least one image that is "
+        f"not held back for validation.{extra}"
+    )
+
+
+def _without_labels(store: ProjectStore, labelled: Sequence[Labelled]) -> list[Sample]:
+    known = {item.sample.id for item in labelled}
+    return [s for s in store.samples() if s.id not in known and s.split is Split.TRAIN]
+
+
+def _list_unlabelled(sample: Sample) -> ManifestSample:
+    return ManifestSample(
+        id=sample.id,
+        image=sample.path,
+        sha256=sample.sha256,
+        labels=None,
+        revision=0,
+        split=sample.split,
+    )
+
+
+def _describe(new: NewModel) -> dict[str, Any]:
+    """Return the fields of a manifest that say what is built."""
+    config = new.config
+    weights = config.encoder_weights.strip()
+    if weights and weights != "download":
+        weights = str(Path(weights).expanduser().absolute())
+    return {
+        "architecture": new.architecture,
+        "variant": str(config.variant),
+        "options": {
+            "head": str(config.head),
+            "activation": str(config.activation),
+            **new.options,
+        },
+        "encoder_weights": weights,
+    }
+
+
+def common_channels(samples: Sequence[Sample]) -> int:
+    """Return the channels a new model must take; grey images fit a colour model.
+
+    Raises
+    ------
+    InputError
+        The images have channels that do not go together.
+    """
+    found = sorted({sample.channels for sample in samples})
+    if len(found) > 1 and found[0] == 1:
+        found = found[1:]
+    if len(found) > 1:
+        one, other = (next(s for s in samples if s.channels == c) for c in found[:2])
+        raise InputError(
+            f"{one.name} has {one.channels} channels and {other.name} has {other.channels}: one "
+            "model cannot take both; put them into two projects."
+        )
+    return found[0]
 
 
 def stop(session: Session, run_id: str) -> None:

@@ -54,20 +54,25 @@ class Item:
 def load_sample(sample: ManifestSample, card: ModelCard, corrected_weight: float) -> list[Item]:
     """Load the planes of a sample on which a person has spoken.
 
+    A sample without labels, for a model that learns from images alone, gives all its
+    planes; every pixel counts there and none is labelled.
+
     Raises
     ------
     InputError
         The image or labels cannot be read or have other sizes.
     """
     image = read_image(sample.image)
+    unit = scale(fit_channels(image.data, card.channels, card.name), card.normalization)
+    planes = planes_of(unit)
+    if sample.labels is None:
+        return [_unlabelled(sample.id, plane) for plane in planes]
     labels, supervision = read_labels(sample.labels)
     if image.data.shape[: labels.ndim] != labels.shape:
         raise InputError(
             f"{sample.image.name} has changed its size since it was labelled; put the old file "
             "back, or take the image out of the project with 'segdesk remove'."
         )
-    unit = scale(fit_channels(image.data, card.channels, card.name), card.normalization)
-    planes = planes_of(unit)
     if labels.ndim == 2:
         labels, supervision = labels[None], supervision[None]
     items = []
@@ -76,6 +81,11 @@ def load_sample(sample: ManifestSample, card: ModelCard, corrected_weight: float
         if weights.any():
             items.append(Item(sample.id, plane, labels[z], weights))
     return items
+
+
+def _unlabelled(name: str, plane: npt.NDArray[np.float32]) -> Item:
+    shape = plane.shape[:2]
+    return Item(name, plane, np.full(shape, UNLABELLED, np.uint8), np.ones(shape, np.float32))
 
 
 def pixel_weights(

@@ -14,6 +14,7 @@ from segdesk.inference.normalize import standardize
 from segdesk.inference.predictor import Predictor
 from segdesk.jobs.cancel import CancelToken
 from segdesk.training.dataset import Item
+from segdesk.training.instances import ObjectScores
 from segdesk.training.metrics import confusion, summarize
 
 if TYPE_CHECKING:
@@ -37,14 +38,25 @@ class Judge:
         config: InferenceConfig,
         token: CancelToken | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        instances: bool = False,
     ) -> dict[str, Any]:
-        """Return the scores of a model (see :func:`segdesk.training.metrics.summarize`)."""
+        """Return the scores of a model (see :func:`segdesk.training.metrics.summarize`).
+
+        With ``instances``, ``objects`` holds what
+        :meth:`segdesk.training.instances.ObjectScores.summary` returns; planes of a
+        stack are images of their own there.
+        """
         matrices: dict[str, npt.NDArray[np.int64]] = {}
+        objects = ObjectScores(self.classes)
         for done, item in enumerate(self.items):
             progress(done, len(self.items))
             plane = standardize(item.image, self.normalization)
             predicted = predictor.predict_plane(plane, config, token).argmax(0).astype(np.uint8)
             matrix = confusion(item.labels, predicted, len(self.classes), item.weights > 0)
             matrices[item.name] = matrices.get(item.name, 0) + matrix
+            if instances:
+                objects.add(item.labels, predicted, item.weights > 0)
         progress(len(self.items), len(self.items))
-        return summarize(list(matrices.values()), self.classes, list(matrices))
+        scores = summarize(list(matrices.values()), self.classes, list(matrices))
+        return {**scores, "objects": objects.summary()} if instances else scores

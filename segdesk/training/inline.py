@@ -40,6 +40,7 @@ class InlineBackend:
     def train(self, run_id: str, folder: Path) -> None:
         """Fine-tune now."""
         del run_id
+        self._token = CancelToken()  # a run that was stopped must not stop the next
         run_folder(folder, self._on_event, self._token)
 
     def cancel(self, job: str) -> None:
@@ -56,16 +57,18 @@ def evaluate_model(
     samples: Sequence[ManifestSample],
     config: InferenceConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    instances: bool = False,
 ) -> dict[str, Any]:
     """Score a model package on labelled images.
 
     Returns
     -------
     dict
-        As :func:`segdesk.training.metrics.summarize`.
+        As :meth:`segdesk.training.evaluate.Judge.score`.
     """
     loaded = load_model(folder)
     predictor = Predictor(loaded, pick_device(config.device).device)
     items = [item for sample in samples for item in load_sample(sample, loaded.card, 1.0)]
     judge = Judge(tuple(items), loaded.card.classes, loaded.card.normalization)
-    return judge.score(predictor, config, progress=progress)
+    return judge.score(predictor, config, progress=progress, instances=instances)

@@ -14,27 +14,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
-from segdesk.config.training import Augmentation, Recipe, TrainingConfig
+from segdesk.config.training import Augmentation, ClassWeights, Recipe, TrainingConfig
 from segdesk.core.card import ModelCard, TrainingData
 from segdesk.core.errors import CanceledError, InputError, SegDeskError
 from segdesk.core.manifest import RunManifest
 from segdesk.core.sample import Split
+from segdesk.inference.normalize import standardize
 from segdesk.inference.predictor import Predictor
 from segdesk.io.packages import REHEARSAL
 from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import AnyEvent, Evaluated, Progressed, Said, Stepped
 from segdesk.nn.device import pick_device, place
-from segdesk.nn.losses import dice_cross_entropy
-from segdesk.nn.registry import build_network, find_architecture
+from segdesk.nn.losses import Loss, make_loss, median_frequency
+from segdesk.nn.pretrained import load_encoder_weights
+from segdesk.nn.registry import build_network, find_architecture, resolve_options
 from segdesk.nn.weights import LoadedModel, adapt_outputs, load_model, save_model, seed_everything
 from segdesk.training.augment import Augmenter
 from segdesk.training.checkpoint import save_checkpoint, snapshot
 from segdesk.training.dataset import Batch, CropSampler, Item, load_rehearsal, load_sample
 from segdesk.training.evaluate import Judge
+from segdesk.training.metrics import confusion
 
 #: Every n-th rehearsal image is kept back to see what is still remembered.
 KEEP_BACK = 4
@@ -97,6 +101,7 @@ class FineTuning:
         self._base, self._model = self._load_start()
         data = self._load_data()
         network = place(self._model.network, self._device)
+        self._loss = self._make_loss(data.train)
         predictor = Predictor(self._model, self._device)
         optimizer, schedule = self._make_optimizer(network)
         sampler = CropSampler(
@@ -131,17 +136,22 @@ class FineTuning:
     def _load_start(self) -> tuple[LoadedModel | None, LoadedModel]:
         manifest = self._manifest
         if manifest.base_folder is None:
+            spec = find_architecture(manifest.architecture)
             card = ModelCard(
                 name=manifest.new_model,
                 architecture=manifest.architecture,
-                options=manifest.options,
+                options=resolve_options(spec, manifest.variant, manifest.options),
                 classes=manifest.classes,
                 colors=manifest.colors,
                 channels=manifest.channels,
                 weights_sha256="",
                 parameters=0,
             )
-            return None, LoadedModel(build_network(card), card, "")
+            network = build_network(card)
+            if manifest.encoder_weights:
+                encoder = network.get_submodule("encoder")
+                self._say(load_encoder_weights(encoder, manifest.encoder_weights, self._fetched))
+            return None, LoadedModel(network, card, "")
         base = load_model(manifest.base_folder)
         card = base.card.model_copy(
             update={
@@ -154,6 +164,12 @@ class FineTuning:
             }
         )
         return base, LoadedModel(adapt_outputs(base, card), card, base.weights_sha256)
+
+    def _fetched(self, done: int, total: int, text: str) -> None:
+        """Report the bytes of a download, and call it off when the run is."""
+        self._token.check()
+        done, total = done // 10**6, total // 10**6
+        self._send(Progressed(job=self._manifest.run, done=done, total=total, text=f"{text} (MB)"))
 
     def _load_data(self) -> RunData:
         card = self._model.card
@@ -190,7 +206,8 @@ class FineTuning:
                 "step is kept and no score can be given."
             )
         rehearsal = [item for item in old if item.name not in kept_back]
-        self._warn_of_missing_classes([*planes[Split.TRAIN], *rehearsal])
+        if self._model.spec.needs_labels:
+            self._warn_of_missing_classes([*planes[Split.TRAIN], *rehearsal])
         return RunData(planes[Split.TRAIN], planes[Split.VALIDATION], rehearsal, remembered)
 
     def _warn_of_missing_classes(self, items: list[Item]) -> None:
@@ -204,10 +221,16 @@ class FineTuning:
             )
 
     def _crop_size(self) -> int:
-        stride = find_architecture(self._model.card.architecture).stride
-        if self._config.crop_size % stride:
-            raise InputError(f"The crop size must be a multiple of {stride} for this model.")
-        return self._config.crop_size
+        """Return the side of the crops, which must suit the architecture."""
+        spec, size = self._model.spec, self._config.crop_size
+        if size % spec.stride or size < spec.min_size:
+            least = max(spec.stride, spec.min_size)
+            nearest = max(round(size / spec.stride), -(-least // spec.stride)) * spec.stride
+            raise InputError(
+                f"Crops of {size} pixels do not fit {spec.title}: it needs multiples of "
+                f"{spec.stride} from {least} on; the nearest is {nearest}."
+            )
+        return size
 
     # The steps -----------------------------------------------------------------
 
@@ -225,11 +248,15 @@ class FineTuning:
         network.requires_grad_(False)
         for part in self._parts(network):
             part.requires_grad_(True)
-        learning = [p for p in network.parameters() if p.requires_grad]
         config = self._config
-        optimizer = torch.optim.AdamW(
-            learning, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        rates = {"encoder": config.encoder_rate, "decoder": 1.0, "head": config.head_rate}
+        groups: list[dict[str, Any]] = []
+        for name, rate in rates.items():
+            learning = [p for p in network.get_submodule(name).parameters() if p.requires_grad]
+            if learning:
+                lr = rate * config.learning_rate
+                groups.append({"params": learning, "lr": lr, "rate": rate})
+        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         warm_up = max(1, round(WARM_UP * config.steps))
 
         def factor(step: int) -> float:
@@ -256,15 +283,32 @@ class FineTuning:
         image = ((batch.image - how.mean) / how.std).to(
             self._device, memory_format=torch.channels_last
         )
-        maps = network(image)
-        loss = dice_cross_entropy(
-            maps.float(), batch.labels.to(self._device), batch.weights.to(self._device)
-        )
+        loss = self._loss_of(network, image, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         return float(loss.detach())
+
+    def _make_loss(self, items: list[Item]) -> Loss:
+        if self._config.class_weights is ClassWeights.NONE:
+            return make_loss(self._config)
+        labels = [torch.from_numpy(item.labels) for item in items]
+        weights = [torch.from_numpy(item.weights) for item in items]
+        classes = len(self._model.card.classes)
+        return make_loss(self._config, median_frequency(labels, weights, classes))
+
+    def _loss_of(self, network: nn.Module, image: Tensor, batch: Batch) -> Tensor:
+        model: Any = network
+        if not self._model.spec.needs_labels:
+            own: Tensor = model.own_loss(image)
+            return own
+        labels, weights = batch.labels.to(self._device), batch.weights.to(self._device)
+        # Third parties' networks may know of no auxiliary outputs.
+        has_more = hasattr(model, "training_maps")
+        outputs = model.training_maps(image) if has_more else [(1.0, model(image))]
+        losses = [share * self._loss(maps.float(), labels, weights) for share, maps in outputs]
+        return torch.stack(losses).sum()
 
     def _average_in(self, network: nn.Module, step: int) -> None:
         """Take the new weights into their running mean (Polyak averaging).
@@ -297,13 +341,14 @@ class FineTuning:
                 "started from is untouched; try a lower learning rate."
             )
         total = self._config.steps
+        group = optimizer.param_groups[0]
         self._send(
             Stepped(
                 job=self._manifest.run,
                 step=step,
                 total=total,
                 loss=loss,
-                learning_rate=optimizer.param_groups[0]["lr"],
+                learning_rate=group["lr"] / group["rate"],
                 seconds_left=(time.monotonic() - began) / step * (total - step),
             )
         )
@@ -345,6 +390,8 @@ class FineTuning:
         """Judge after ``step`` and keep the best weights; returns the best scores."""
         try:
             with self._averaged(network):
+                if not self._model.spec.needs_labels:
+                    self._name_maps(network, predictor, [*data.train, *data.validation])
                 scores = self._judge(predictor, data, step)
                 weights = snapshot(network)
         except CanceledError:
@@ -363,6 +410,25 @@ class FineTuning:
         self._best_state = weights
         save_checkpoint(self._folder / "checkpoints" / "best.safetensors", weights, step)
         return scores
+
+    def _name_maps(self, network: nn.Module, predictor: Predictor, items: list[Item]) -> None:
+        """Give the maps of a network that learnt without labels the names people use.
+
+        Which map stands for which class is arbitrary to it: the pairing that agrees best
+        with what is labelled is taken. Without labels they stay in their order.
+        """
+        card = self._model.card
+        together = np.zeros((len(card.classes),) * 2, np.int64)
+        network.eval()
+        for item in items:
+            plane = standardize(item.image, card.normalization)
+            maps = predictor.predict_plane(plane, InferenceConfig(), self._token)
+            found = maps.argmax(0).astype(np.uint8)
+            together += confusion(item.labels, found, len(card.classes), item.weights > 0)
+        if together.any():
+            _, order = linear_sum_assignment(-together)
+            model: Any = network
+            model.assign(torch.from_numpy(order))
 
     def _save(self, network: nn.Module, after: dict[str, Any]) -> ModelCard:
         manifest, old = self._manifest, self._model.card

@@ -16,9 +16,12 @@ from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QDoubleSpinBox,
+    QFileDialog,
     QFormLayout,
     QLabel,
+    QLineEdit,
     QSpinBox,
+    QStyle,
     QVBoxLayout,
     QWidget,
 )
@@ -209,6 +212,8 @@ def _editor_of(field: FieldInfo, changed: Callable[[], None]) -> Editor:
         return _whole_number(field, changed)
     if kind is float:
         return _number(field, changed)
+    if kind is str:
+        return _text(field, changed)
     raise TypeError(f"no editor for a knob of type {kind}")
 
 
@@ -228,6 +233,26 @@ def _combo_box(choices: list[tuple[str, Any]], changed: Callable[[], None]) -> E
         lambda: values[box.currentIndex()],
         lambda value: box.setCurrentIndex(values.index(value)),
     )
+
+
+def _text(field: FieldInfo, changed: Callable[[], None]) -> Editor:
+    line = QLineEdit()
+    line.setClearButtonEnabled(True)
+    line.setPlaceholderText(str(extra(field).get("empty", "")))
+    line.editingFinished.connect(lambda: changed())
+    if extra(field).get("file"):
+        icon = line.style().standardIcon(QStyle.StandardPixmap.SP_DirOpenIcon)
+        browse = line.addAction(icon, QLineEdit.ActionPosition.TrailingPosition)
+        browse.setToolTip("Choose a file")
+
+        def choose() -> None:
+            path, _ = QFileDialog.getOpenFileName(line, field.title or "")
+            if path:
+                line.setText(path)
+                changed()
+
+        browse.triggered.connect(lambda: choose())
+    return Editor(line, lambda: line.text().strip(), line.setText)
 
 
 def _whole_number(field: FieldInfo, changed: Callable[[], None]) -> Editor:

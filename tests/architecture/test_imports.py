@@ -79,8 +79,10 @@ def test_nothing_in_the_repository_knows_this_machine() -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    """Weights come from safetensors; pickle, and torch.load, run what they are given."""
-    unsafe = re.compile(r"^\s*(import|from) (pickle|dill|joblib|cloudpickle)\b|torch\.load\(|"
+    """Pickle, and torch.load left to itself, run what they are given."""
+    unsafe = re.compile(r"^\s*import (pickle|dill|joblib|cloudpickle)\b|"
+                        r"^\s*from (dill|joblib|cloudpickle|pickle (?!import UnpicklingError$))|"
+                        r"torch\.load\((?![^)]*weights_only=True)|"
                         r"allow_pickle=True|\bpickle\.loads?\(", re.M)  # fmt: skip
     found = [
         str(path.relative_to(ROOT))

@@ -112,6 +112,19 @@ def test_a_model_can_be_judged_on_folders(project: Path, segdesk: Cli, tmp_path:
     plain = segdesk("evaluate", "--model", model, "--images", tmp_path / "images",
                     "--masks", tmp_path / "masks")  # fmt: skip
     assert f"Dice {done.json['dice']:.4f}" in plain.out
+    assert f"mean IoU {done.json['dataset']['mean_iou']:.4f}" in plain.out
+    assert "means over background, nucleus" in plain.out
+    assert "objects" not in done.json
+    judged = segdesk("evaluate", "--model", model, "--images", tmp_path / "images",
+                     "--masks", tmp_path / "masks", "--instances", "--json")  # fmt: skip
+    objects = judged.json["objects"]
+    assert objects["per_class"]["nucleus"]["objects"] > 0
+    assert 0 <= objects["panoptic_quality"] <= 1
+    shown = segdesk("evaluate", "--model", model, "--images", tmp_path / "images",
+                    "--masks", tmp_path / "masks", "--instances")  # fmt: skip
+    assert f"Rand error {objects['rand_error']:.4f}" in shown.out
+    assert f"warping error {objects['warping_error']:.6f}" in shown.out
+    assert "Objects, the connected pieces of nucleus" in shown.out
 
 
 def test_add_says_how_masks_were_read(

@@ -7,8 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segdesk.nn.heads import CBAM, Activation, ChannelAttention, HeadKind, SpatialAttention
-from segdesk.nn.heads import make_head as build
+from segdesk.nn.heads import (
+    CBAM,
+    Activation,
+    ChannelAttention,
+    Head,
+    HeadConfig,
+    HeadKind,
+    SpatialAttention,
+)
 from segdesk.nn.weights import count_parameters
 
 MEANING: dict[str, Callable[[Tensor], Tensor]] = {
@@ -19,6 +26,12 @@ MEANING: dict[str, Callable[[Tensor], Tensor]] = {
     "selu": F.selu,
     "gelu": F.gelu,
 }
+
+
+def build(
+    kind: HeadKind, channels: int, classes: int, activation: Activation = Activation.NONE
+) -> Head:
+    return Head(HeadConfig(classes, kind, activation), channels)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +55,7 @@ def test_channel_gate_by_hand() -> None:
 
 
 def test_spatial_gate_sees_maximum_and_mean_of_channels() -> None:
-    gate = SpatialAttention().eval()
+    gate = SpatialAttention(torch.sigmoid).eval()
     nn.init.zeros_(gate.conv.weight)
     with torch.no_grad():
         gate.conv.weight[0, 0, 3, 3] = 1.0  # the maximum

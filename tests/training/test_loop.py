@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from segdesk.core.run import RunState
 from segdesk.jobs.cancel import CancelToken
-from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Said, Stepped
+from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Progressed, Said, Stepped
 from segdesk.nn.weights import load_model
+from segdesk.training.run import run_folder
 
 Train = Callable[..., Any]
 MakeModel = Callable[..., Path]
@@ -205,7 +206,7 @@ def test_a_loss_that_is_no_number_ends_the_run_in_a_sentence(
 ) -> None:
     base = make_model(tmp_path / "m")
     tensors = load_file(base / "weights.safetensors")
-    tensors["head.weight"].fill_(float("nan"))
+    tensors["head.branches.0.output.weight"].fill_(float("nan"))
     save_file(tensors, base / "weights.safetensors")
     held = files(base)
     done = train("r", base)
@@ -265,3 +266,88 @@ def test_images_smaller_than_a_crop_are_fine(
     base = make_model(tmp_path / "m")
     done = train("r", base, size=size, crop_size=64, splits="tv")
     assert done.end.state is RunState.COMPLETED, done.end.reason
+
+
+@pytest.mark.parametrize("recipe", ["all", "decoder", "head"])
+def test_each_part_learns_at_its_own_rate(
+    tmp_path: Path, train: Train, make_model: MakeModel, recipe: str
+) -> None:
+    """Adam's first step is as long as the rate says, whatever the gradient."""
+    base = make_model(tmp_path / "m")
+    before = load_file(base / "weights.safetensors")
+    done = train(
+        "r", base, recipe=recipe, steps=1, splits="t", learning_rate=1e-3, weight_decay=0,
+        encoder_rate=0.01, head_rate=10, averaging=0,
+    )  # fmt: skip
+    after = done.weights()
+    moved = {"encoder": 0.0, "decoder": 0.0, "head": 0.0}
+    for name in before:
+        part = name.split(".")[0]
+        moved[part] = max(moved[part], float((after[name] - before[name]).abs().max()))
+    expected = {"encoder": 1e-5, "decoder": 1e-3, "head": 1e-2}
+    still = {"all": [], "decoder": ["encoder"], "head": ["encoder", "decoder"]}[recipe]
+    expected |= dict.fromkeys(still, 0.0)
+    assert moved == pytest.approx(expected, rel=0.02, abs=1e-9)
+    assert [e.learning_rate for e in done.events if isinstance(e, Stepped)] == [pytest.approx(1e-3)]
+
+
+def start_from(folder: Path, encoder_weights: str) -> list[AnyEvent]:
+    """Do an untrained model's run with encoder weights from ``encoder_weights``."""
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps(manifest | {"encoder_weights": encoder_weights}), "utf-8")
+    events: list[AnyEvent] = []
+    run_folder(folder, events.append, CancelToken())
+    return events
+
+
+def test_an_untrained_model_can_start_from_encoder_weights(
+    tmp_path: Path, new_run: Callable[..., Path], make_model: MakeModel
+) -> None:
+    source = make_model(tmp_path / "m", seed=8)
+    folder = new_run("r", None, recipe="head")
+    events = start_from(folder, str(source))
+    said = [e.text for e in events if isinstance(e, Said)]
+    assert any(text.startswith("Took ") and str(source) in text for text in said)
+    given = load_file(source / "weights.safetensors")
+    differs = changed(given, load_file(folder / "model" / "weights.safetensors"))
+    assert [name for name in differs if name.startswith("encoder.")] == []
+    assert "decoder.ups.0.weight" in differs
+
+
+def test_encoder_weights_that_cannot_be_had_end_the_run_in_a_sentence(
+    tmp_path: Path, new_run: Callable[..., Path]
+) -> None:
+    for number, (source, says) in enumerate(
+        [("download", "no weights to download"), (str(tmp_path / "x.pth"), "There is no file")]
+    ):
+        end = start_from(new_run(f"r{number}", None), source)[-1]
+        assert isinstance(end, Finished)
+        assert end.state is RunState.FAILED
+        assert end.is_input
+        assert says in end.reason
+
+
+def test_a_download_is_reported_and_can_be_called_off(
+    new_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What downloads is tested with a server in tests/nn; here, that the run listens."""
+    token = CancelToken()
+    events: list[AnyEvent] = []
+
+    def load(encoder: torch.nn.Module, source: str, progress: Callable[..., None]) -> str:
+        progress(12_000_000, 99_000_000, "Downloading x")
+        token.cancel()
+        progress(13_000_000, 99_000_000, "Downloading x")
+        raise AssertionError
+
+    monkeypatch.setattr("segdesk.training.loop.load_encoder_weights", load)
+    folder = new_run("r", None)
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    (folder / "manifest.json").write_text(
+        json.dumps(manifest | {"encoder_weights": "download"}), "utf-8"
+    )
+    end = run_folder(folder, events.append, token)
+    (heard,) = [e for e in events if isinstance(e, Progressed)]
+    assert (heard.done, heard.total, heard.text) == (12, 99, "Downloading x (MB)")
+    assert end.state is RunState.CANCELED

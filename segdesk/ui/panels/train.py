@@ -9,11 +9,13 @@ from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QWidg
 
 from segdesk.config.training import TrainingConfig
 from segdesk.core.run import Run, RunState
+from segdesk.core.sample import Sample
 from segdesk.jobs.messages import Evaluated, Progressed
 from segdesk.session import models, predicting, training
 from segdesk.session.session import Session
 from segdesk.ui.bridge import Steps, reporting
 from segdesk.ui.forms import KnobsForm
+from segdesk.ui.panels.start_from import StartFrom
 from segdesk.ui.plots import Curves
 from segdesk.ui.widgets import ActionButton, Hint, Panel, heading
 from segdesk.ui.words import (
@@ -47,6 +49,7 @@ class TrainPanel(Panel):
         self._workbench = workbench
         self._run: Run | None = None
         self.source = Hint()
+        self.origin = StartFrom()
         self.form: KnobsForm[TrainingConfig] = KnobsForm(TrainingConfig)
         self.start = ActionButton(
             "Start fine-tuning", self._start, "Runs in the background; you can go on painting."
@@ -63,6 +66,7 @@ class TrainPanel(Panel):
         self.use = ActionButton("Use the new model", self._use)
         self.back = ActionButton("Go back", self._go_back)
         self._lay_out()
+        self.origin.changed.connect(self._update)
         workbench.session_opened.connect(self._on_opened)
         workbench.session_closed.connect(self._on_closed)
         self._show_run(None)
@@ -73,6 +77,7 @@ class TrainPanel(Panel):
         buttons.addWidget(self.start)
         buttons.addWidget(self.stop)
         self.column.addWidget(self.source)
+        self.column.addWidget(self.origin)
         self.column.addWidget(self.form)
         self.column.addLayout(buttons)
         for widget in (self.reason, self.state, self.bar, self.progress, self.said):
@@ -91,21 +96,33 @@ class TrainPanel(Panel):
         events.run_evaluated.connect(self._on_evaluated)
         events.job_progressed.connect(self._on_progress)
         events.said.connect(self._on_said)
-        for signal in (events.sample_changed, events.samples_added, events.model_changed):
+        for signal in (events.sample_changed, events.samples_added):
             signal.connect(self._update)
+        events.engine_ready.connect(self._on_models)
+        events.model_changed.connect(self._on_models)
         if self._workbench.bridge is not None:
             self._workbench.bridge.stepped.connect(self._on_steps)
         runs = session.store.runs()
         self.curves.clear()
         self.said.say("")
         self._show_run(runs[-1] if runs else None)
+        self._on_models()
+
+    @reporting()
+    def _on_models(self, _: object = None) -> None:
+        session = self._workbench.session
+        if session is None:
+            self.origin.offer((), "")
+        else:
+            current = models.current_model(session.store)
+            self.origin.offer(session.architectures, current.name if current is not None else "")
         self._update()
 
     @reporting()
     def _on_closed(self) -> None:
         self._show_run(None)
         self.said.say("")
-        self._update()
+        self._on_models()
 
     @reporting()
     def _on_run(self, run: Run) -> None:
@@ -152,7 +169,7 @@ class TrainPanel(Panel):
     def _start(self) -> None:
         session = self._workbench.session
         if session is not None:
-            training.start(session, self.form.value())
+            training.start(session, self.form.value(), new=self.origin.value())
 
     def _stop(self) -> None:
         session = self._workbench.session
@@ -215,7 +232,7 @@ class TrainPanel(Panel):
         session = self._workbench.session
         samples = session.store.samples() if session is not None else []
         is_running = self._run is not None and not self._run.state.is_terminal
-        reason = NO_PROJECT if session is None else why_not_train(samples)
+        reason = NO_PROJECT if session is None else self._why_not(samples)
         self.source.say(learning_words(samples) if session is not None else "")
         self.reason.say("" if is_running else reason)
         self.start.set_reason("A run is under way." if is_running else reason)
@@ -224,6 +241,13 @@ class TrainPanel(Panel):
         if is_running and not self.progress.text().startswith("Stopping"):
             self.stop.set_reason("")
         self._update_models(session)
+
+    def _why_not(self, samples: list[Sample]) -> str:
+        """Say why the run cannot start; empty when it can."""
+        chosen = self.origin.architecture
+        if chosen is not None and not chosen.needs_labels:
+            return "" if samples else "Add images in the Project panel first."
+        return why_not_train(samples)
 
     def _update_models(self, session: Session | None) -> None:
         self.use.hide()

@@ -1,0 +1,75 @@
+"""What every architecture is: an encoder, a decoder and a head in a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Segmenter(nn.Module):
+    """Base of the architectures.
+
+    ``forward`` takes float32 (N, C, H, W), with H and W multiples of the spec's
+    stride, and returns class maps (N, K, H, W) that go into a softmax. The three
+    parts hold every parameter once, for freezing and learning rates by part.
+
+    Parameters
+    ----------
+    encoder
+        Image to features, of any structure the decoder takes.
+    decoder
+        Those to what the head takes.
+    head
+        To class maps, usually :class:`segdesk.nn.heads.Head`.
+    align_corners
+        How class maps smaller than the image are enlarged bilinearly.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        head: nn.Module,
+        *,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.head = head
+        self._align_corners = align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return class maps (N, K, H, W) for images (N, C, H, W)."""
+        maps: Tensor = self.head(self.decoder(self.encoder(x)))
+        return self.enlarge(maps, x)
+
+    def training_maps(self, x: Tensor) -> list[tuple[float, Tensor]]:
+        """Return the maps that learn from the labels, and how much each counts.
+
+        More than one where the paper has auxiliary outputs.
+        """
+        return [(1.0, self(x))]
+
+    def enlarge(self, maps: Tensor, image: Tensor) -> Tensor:
+        """Enlarge class maps to the image's height and width, bilinearly."""
+        return resize(maps, image, align_corners=self._align_corners)
+
+
+def resize(x: Tensor, like: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Resize ``x`` bilinearly to the height and width of ``like``."""
+    size: Any = like.shape[-2:]
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
+def init_he(module: nn.Module) -> None:
+    """Draw convolutions with variance 2 / fan-in, biases 0 (He et al., ICCV 2015)."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

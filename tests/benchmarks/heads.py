@@ -1,0 +1,250 @@
+"""The head experiment: architectures x heads x activations on Kvasir and ISIC.
+
+    python tests/benchmarks/heads.py --data FOLDER --out FOLDER [--steps N]
+
+Repeats the published comparison of heads A to D (docs/heads.md) at 224 x 224. Every
+cell has the same seeds, images, order of crops, augmentation, loss and number of
+steps; only the head differs. ``FOLDER`` holds ``kvasir224`` and ``isic224``, each with
+``train`` and ``val``. A cell is a line of ``cells.jsonl``; a run that was broken off
+goes on where it was. Without a graphics card the small variants of U-Net and FCN are
+compared, half as wide again; with one, all four architectures as published. On two
+cores, start one process a data set (``--datasets``) with OMP_NUM_THREADS=1 and the same
+``--out``; ``--table-only`` then writes table and pictures of all cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from segdesk.config.model import Activation, HeadKind, Variant
+from segdesk.nn.device import pick_device, place
+from segdesk.nn.losses import dice_cross_entropy
+from segdesk.nn.registry import find_architecture, resolve_options
+from segdesk.training.metrics import confusion, summarize
+
+DATASETS = ("kvasir224", "isic224")
+ARCHITECTURES = {
+    "cpu": ("unet", "fcn-8s"),
+    "cuda": ("unet", "fcn-8s", "deeplab-v3plus", "fcbformer"),
+}
+NAMES = ("background", "target")
+BINS = 50
+HEADS = [
+    (kind, activation)
+    for kind in HeadKind
+    for activation in (Activation if kind is not HeadKind.A else (Activation.NONE,))
+]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images (N, 3, H, W), float32 in 0..1, and masks (N, H, W), uint8 0 or 1."""
+
+    images: Tensor
+    masks: Tensor
+
+
+def load(folder: Path) -> Images:
+    """Read a split into memory."""
+    images, masks = [], []
+    for path in sorted((folder / "images").iterdir()):
+        mask = next((folder / "masks").glob(f"{path.stem}.*"))
+        images.append(np.asarray(Image.open(path).convert("RGB")))
+        masks.append(np.asarray(Image.open(mask).convert("L")) > 127)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return Images(pixels.float() / 255, torch.from_numpy(np.stack(masks).astype(np.uint8)))
+
+
+def batches(data: Images, steps: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches, flipped and turned at random, in an order that only ``seed`` decides."""
+    random = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    for _ in range(steps):
+        while len(order) < size:
+            order += torch.randperm(len(data.images), generator=random).tolist()
+        chosen, order = order[:size], order[size:]
+        x, y = data.images[chosen], data.masks[chosen]
+        turns, flip = (int(torch.randint(n, (1,), generator=random)) for n in (4, 2))
+        x, y = x.rot90(turns, (2, 3)), y.rot90(turns, (1, 2))
+        yield (x.flip(3), y.flip(2)) if flip else (x, y)
+
+
+def standardise(x: Tensor, device: torch.device) -> Tensor:
+    """Give a network what SegDesk's cards say by default: mean 0.5, deviation 0.25."""
+    return ((x - 0.5) / 0.25).to(device, memory_format=torch.channels_last)
+
+
+def train(network: nn.Module, data: Images, steps: int, seed: int, device: torch.device) -> None:
+    """Learn for ``steps`` batches of eight; AdamW, warm-up and cosine."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1e-3, total_steps=steps, pct_start=0.1
+    )
+    network.train()
+    for x, y in batches(data, steps, 8, seed):
+        # The same half precision for every cell: it halves the time where a CPU has AMX.
+        with torch.autocast(device.type, torch.bfloat16):
+            maps = network(standardise(x, device))
+        labels = y.to(device)
+        loss = dice_cross_entropy(
+            maps.float(), labels, torch.ones_like(labels, dtype=torch.float32)
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+
+
+def judge(network: nn.Module, data: Images, device: torch.device) -> dict[str, Any]:
+    """Return the mean Dice over images and how probable right and wrong pixels were."""
+    network.eval()
+    matrices = []
+    counts = {"right": np.zeros(BINS, np.int64), "wrong": np.zeros(BINS, np.int64)}
+    with torch.inference_mode():
+        for start in range(0, len(data.images), 10):
+            x, truth = data.images[start : start + 10], data.masks[start : start + 10].numpy()
+            with torch.autocast(device.type, torch.bfloat16):
+                maps = network(standardise(x, device))
+            target = torch.softmax(maps.float(), 1)[:, 1].cpu().numpy()
+            found = (target > 0.5).astype(np.uint8)
+            for key, pixels in (("right", found == truth), ("wrong", found != truth)):
+                counts[key] += np.histogram(target[pixels], BINS, (0, 1))[0]
+            matrices += [confusion(t, f, 2) for t, f in zip(truth, found, strict=True)]
+    scores = summarize(matrices, NAMES, [str(i) for i in range(len(matrices))])
+    return {"dice": scores["dice"], **{key: value.tolist() for key, value in counts.items()}}
+
+
+def run_cell(cell: dict[str, Any], data: dict[str, Images], device: torch.device) -> dict[str, Any]:
+    """Train and judge one cell."""
+    began = time.monotonic()
+    spec = find_architecture(cell["architecture"])
+    variant = Variant.PAPER if device.type == "cuda" else Variant.SMALL
+    options: dict[str, Any] = {"head": cell["head"], "activation": cell["activation"]}
+    if device.type == "cpu":
+        options["width"] = 8
+    torch.manual_seed(cell["seed"])
+    network = place(spec.build(3, 2, **resolve_options(spec, variant, options)), device)
+    train(network, data["train"], cell["steps"], cell["seed"], device)
+    report = judge(network, data["val"], device)
+    return {**cell, **report, "seconds": round(time.monotonic() - began, 1)}
+
+
+def main() -> None:
+    """Run every cell that is not there yet, then write table and pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--datasets", nargs="+", default=DATASETS)
+    parser.add_argument("--architectures", nargs="+")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--table-only", action="store_true")
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device).device
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / "cells.jsonl"
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    keys = ("dataset", "architecture", "head", "activation", "seed", "steps")
+    known = {tuple(cell[key] for key in keys) for cell in done}
+    architectures = arguments.architectures or ARCHITECTURES[device.type]
+    # Seeds outermost: what is there after half the time is one whole seed.
+    plan = itertools.product(range(arguments.seeds), arguments.datasets, architectures, HEADS)
+    loaded: dict[str, dict[str, Images]] = {}
+    for seed, dataset, architecture, (head, activation) in [] if arguments.table_only else plan:
+        values = (dataset, architecture, str(head), str(activation), seed, arguments.steps)
+        if values in known:
+            continue
+        if dataset not in loaded:
+            loaded[dataset] = {s: load(arguments.data / dataset / s) for s in ("train", "val")}
+        cell = run_cell(dict(zip(keys, values, strict=True)), loaded[dataset], device)
+        done.append(cell)
+        with file.open("a") as lines:
+            lines.write(json.dumps(cell) + "\n")
+        sys.stdout.write(f"{values}: Dice {cell['dice']:.4f}, {cell['seconds']} s\n")
+        sys.stdout.flush()
+    (arguments.out / "table.md").write_text(table(done), "utf-8")
+    for dataset, architecture in sorted({(c["dataset"], c["architecture"]) for c in done}):
+        chosen = [c for c in done if (c["dataset"], c["architecture"]) == (dataset, architecture)]
+        (arguments.out / f"{dataset}-{architecture}.svg").write_text(picture(chosen), "utf-8")
+
+
+def group(cells: list[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """Put the seeds of a cell together."""
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for cell in cells:
+        key = tuple(cell[k] for k in ("dataset", "architecture", "head", "activation"))
+        found.setdefault(key, []).append(cell)
+    return found
+
+
+def near_half(cells: list[dict[str, Any]], key: str) -> float:
+    """Return the share of right or wrong pixels with a probability of 0.2 to 0.8."""
+    counts = np.sum([cell[key] for cell in cells], axis=0)
+    middle = counts[round(0.2 * BINS) : round(0.8 * BINS)].sum()
+    return float(middle / max(1, counts.sum()))
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Return a Markdown table: Dice per cell, mean and range over the seeds."""
+    lines = [
+        "| data | architecture | head | activation | Dice, mean | of seeds | wrong pixels at "
+        "0.2 to 0.8 | right pixels there |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (dataset, architecture, head, activation), seeds in sorted(group(cells).items()):
+        dice = [cell["dice"] for cell in seeds]
+        lines.append(
+            f"| {dataset} | {architecture} | {head} | {activation} | {np.mean(dice):.3f} | "
+            + ", ".join(f"{d:.3f}" for d in dice)
+            + f" | {near_half(seeds, 'wrong'):.0%} | {near_half(seeds, 'right'):.0%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def picture(cells: list[dict[str, Any]]) -> str:
+    """Return an SVG: per cell, how probable wrongly (red) and rightly labelled pixels were."""
+    wide, high, gap = 150, 70, 26
+    parts = []
+    columns = len(Activation)
+    for (_, _, head, activation), seeds in sorted(group(cells).items()):
+        column, row = list(Activation).index(Activation(activation)), "ABCD".index(head)
+        x, y = 10 + column * (wide + 16), 20 + row * (high + gap)
+        dice = np.mean([cell["dice"] for cell in seeds])
+        parts.append(
+            f'<text x="{x}" y="{y - 5}">{head}, {activation}: Dice {dice:.3f}</text>'
+            f'<rect x="{x}" y="{y}" width="{wide}" height="{high}" fill="#f4f4f5"/>'
+        )
+        for key, color in (("right", "#2f9e6b"), ("wrong", "#d9483b")):
+            counts = np.sum([cell[key] for cell in seeds], axis=0)
+            share = np.sqrt(counts / max(1, counts.sum()))  # the ends tower over the middle
+            points = [
+                f"{x + (i + 0.5) * wide / BINS:.1f},{y + high - s * high:.1f}"
+                for i, s in enumerate(share)
+            ]
+            parts.append(f'<polyline points="{" ".join(points)}" stroke="{color}" fill="none"/>')
+    width, height = 20 + columns * (wide + 16), 20 + 4 * (high + gap)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'font-family="sans-serif" font-size="11">{"".join(parts)}'
+        f'<text x="10" y="{height - 4}">across: probability of the target, 0 to 1; up: square '
+        "root of the share of pixels; red: wrong, green: right</text></svg>\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
