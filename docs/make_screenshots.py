@@ -81,6 +81,11 @@ def main() -> None:
     window.workbench.show_sample("stained-07")
     wait(lambda: window.workbench.current_correction is not None)
     window.workbench.raise_panel("Train")
+    wait(lambda: bool(session.architectures))
+    origin = window.workbench.panels["Train"].origin  # type: ignore[attr-defined]
+    origin.choice.setCurrentIndex(origin.choice.findData("deeplab-v3plus"))
+    grab("new-model")
+    origin.choice.setCurrentIndex(0)
     window.workbench.panels["Train"].start.click()  # type: ignore[attr-defined]
     pause(40_000)
     grab("training")

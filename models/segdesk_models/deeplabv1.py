@@ -7,10 +7,7 @@ SegDesk.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from segdesk.nn.atrous import AlignedSegmenter, dilate
-from segdesk.nn.encoders import vgg_trunk
+from segdesk.nn.atrous import AlignedSegmenter, DilatedVgg, FullyConnected, init_scores
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import init_he
 from segdesk.nn.spec import ModelSpec
@@ -20,51 +17,6 @@ STRIDE = 8
 #: the map, 224 pixels with what a value stands for; in the paper, DeepLab-LargeFOV,
 #: DeepLab-4x4 and DeepLab-7x7.
 FIELDS = {"large": (3, 12, 1024), "4x4": (4, 8, 4096), "7x7": (7, 4, 4096)}
-
-
-class Encoder(nn.Module):
-    """VGG-16 up to its fifth pooling, at stride 8.
-
-    Pooling windows are 3x3, which keeps maps on pixels 0, 2, 4, ...; the last two move
-    by one pixel, and the convolutions between them are dilated by 2 instead.
-
-    Parameters
-    ----------
-    width
-        Channels of the first block; 64 in the paper.
-    """
-
-    #: Whose weights fit ``features``, for timm's own download.
-    timm_name = "vgg16"
-
-    def __init__(self, in_channels: int, width: int) -> None:
-        super().__init__()
-        self.features = vgg_trunk(in_channels, width=width)
-        self.channels = max(1, 512 * width // 64)
-        pools = [i for i, part in enumerate(self.features) if isinstance(part, nn.MaxPool2d)]
-        for place, stride in zip(pools, (2, 2, 2, 1, 1), strict=True):
-            self.features[place] = nn.MaxPool2d(3, stride, padding=1)
-        dilate(self.features[pools[3] : pools[4]], 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, channels, H/8, W/8)."""
-        result: Tensor = self.features(x)
-        return result
-
-
-class Decoder(nn.Sequential):
-    """VGG's fc6 and fc7 as a dilated and a 1x1 convolution."""
-
-    def __init__(self, inputs: int, size: int, rate: int, width: int, dropout: float) -> None:
-        super().__init__()
-        # An even kernel has no middle: 4x4 reaches as far to the left as to the right, too.
-        around = (size - 1) * rate // 2
-        self.add_module("fc6", nn.Conv2d(inputs, width, size, padding=around, dilation=rate))
-        self.add_module("relu6", nn.ReLU(inplace=True))
-        self.add_module("drop6", nn.Dropout(dropout))
-        self.add_module("fc7", nn.Conv2d(width, width, 1))
-        self.add_module("relu7", nn.ReLU(inplace=True))
-        self.add_module("drop7", nn.Dropout(dropout))
 
 
 class DeepLabV1(AlignedSegmenter):
@@ -105,24 +57,15 @@ class DeepLabV1(AlignedSegmenter):
         size, rate, papers_width = FIELDS[field_of_view]
         width = width or papers_width
         config = HeadConfig.of(classes, head, activation)
-        encoder = Encoder(in_channels, encoder_width)
+        encoder = DilatedVgg(in_channels, encoder_width)
         super().__init__(
             encoder,
-            Decoder(encoder.channels, size, rate, width, dropout),
+            FullyConnected(encoder.channels, width, rate, dropout, size=size),
             Head(config, width),
             grid=STRIDE,
         )
         init_he(self.decoder)
         init_scores(self.head)
-
-
-def init_scores(head: nn.Module) -> None:
-    """Draw the output layers from a normal distribution of 0.01; biases are 0."""
-    for name, part in head.named_modules():
-        if isinstance(part, nn.Conv2d) and "attention" not in name:
-            nn.init.normal_(part.weight, std=0.01)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
 
 
 SPEC = ModelSpec(

@@ -13,8 +13,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from segdesk.nn.atrous import AlignedSegmenter, DilatedResNet, dilate
-from segdesk.nn.encoders import vgg_trunk
+from segdesk.nn.atrous import (
+    AlignedSegmenter,
+    DilatedResNet,
+    DilatedVgg,
+    FullyConnected,
+    init_scores,
+)
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import init_he, resize
 from segdesk.nn.spec import ModelSpec
@@ -38,49 +43,6 @@ class DilatedClassifiers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, maps, H, W) for (N, channels, H, W)."""
         return torch.stack([conv(x) for conv in self.convs]).sum(0)
-
-
-class VggEncoder(nn.Module):
-    """VGG-16 up to its fifth pooling, at stride 8.
-
-    Pooling windows are 3x3, which keeps maps on pixels 0, 2, 4, ...; the last two move
-    by one pixel, and the convolutions between them are dilated by 2 instead.
-
-    Parameters
-    ----------
-    width
-        Channels of the first block; 64 in the paper.
-    """
-
-    #: Whose weights fit ``features``, for timm's own download.
-    timm_name = VGG
-
-    def __init__(self, in_channels: int, width: int) -> None:
-        super().__init__()
-        self.features = vgg_trunk(in_channels, width=width)
-        self.channels = 512 * width // 64
-        pools = [i for i, part in enumerate(self.features) if isinstance(part, nn.MaxPool2d)]
-        for place, stride in zip(pools, (2, 2, 2, 1, 1), strict=True):
-            self.features[place] = nn.MaxPool2d(3, stride, padding=1)
-        dilate(self.features[pools[3] : pools[4]], 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, channels, H/8, W/8)."""
-        result: Tensor = self.features(x)
-        return result
-
-
-class FullyConnected(nn.Sequential):
-    """VGG's fc6 and fc7 as a dilated 3x3 and a 1x1 convolution."""
-
-    def __init__(self, inputs: int, width: int, rate: int, dropout: float) -> None:
-        super().__init__()
-        self.add_module("fc6", nn.Conv2d(inputs, width, 3, padding=rate, dilation=rate))
-        self.add_module("relu6", nn.ReLU(inplace=True))
-        self.add_module("drop6", nn.Dropout(dropout))
-        self.add_module("fc7", nn.Conv2d(width, width, 1))
-        self.add_module("relu7", nn.ReLU(inplace=True))
-        self.add_module("drop7", nn.Dropout(dropout))
 
 
 class VggDecoder(nn.Module):
@@ -145,7 +107,7 @@ class DeepLabV2(AlignedSegmenter):
         features: nn.Module
         decoder: nn.Module
         if encoder == VGG:
-            features = trunk = VggEncoder(in_channels, encoder_width)
+            features = trunk = DilatedVgg(in_channels, encoder_width)
             decoder = VggDecoder(trunk.channels, width, rates, dropout)
             output = Head(config, [width] * len(rates))
         else:
@@ -160,7 +122,7 @@ class DeepLabV2(AlignedSegmenter):
         super().__init__(features, decoder, output, grid=STRIDE)
         self._scales = SCALES if multi_scale else ()
         init_he(self.decoder)
-        init_classifiers(self.head)
+        init_scores(self.head)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class maps (N, K, H, W), at every position the largest over the scales."""
@@ -207,15 +169,6 @@ def shrink(image: Tensor, scale: float) -> Tensor:
         STRIDE * max(1, round((side - 1) / STRIDE * scale)) + 1 for side in image.shape[-2:]
     )
     return resize(image, image.new_empty(1, 1, height, width), align_corners=True)
-
-
-def init_classifiers(head: nn.Module) -> None:
-    """Draw the classifiers from a normal distribution of 0.01; biases are 0."""
-    for name, part in head.named_modules():
-        if isinstance(part, nn.Conv2d) and "attention" not in name:
-            nn.init.normal_(part.weight, std=0.01)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
 
 
 SPEC = ModelSpec(

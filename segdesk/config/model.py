@@ -23,6 +23,15 @@ class HeadKind(StrEnum):
         return self in (HeadKind.C, HeadKind.D)
 
 
+#: What each head is, one line each.
+HEAD_HELP: dict[HeadKind, str] = {
+    HeadKind.A: "One output layer for all classes, as in most papers.",
+    HeadKind.B: "Output weights of its own for the background and for every class.",
+    HeadKind.C: "B with attention (CBAM) on the features in front.",
+    HeadKind.D: "C with an attention that may turn a feature's sign.",
+}
+
+
 class Activation(StrEnum):
     """Activations of the class maps, in front of the softmax."""
 
@@ -53,10 +62,12 @@ class NewModelConfig(Knobs):
     head: HeadKind = Field(
         HeadKind.C,
         title="Head",
-        description="A: one output layer; B: the background and every class have output weights "
-        "of their own; C: B with attention (CBAM) on the features in front; D: C with an "
-        "attention that may turn a feature's sign.",
-        json_schema_extra={"basic": True},
+        description="The last layers. "
+        + " ".join(f"{kind}: {text}" for kind, text in HEAD_HELP.items()),
+        json_schema_extra={
+            "basic": True,
+            "choices": {str(kind): text for kind, text in HEAD_HELP.items()},
+        },
     )
     activation: Activation = Field(
         Activation.NONE,

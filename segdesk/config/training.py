@@ -137,6 +137,7 @@ class TrainingConfig(Knobs):
         title="Loss",
         description="What the model is told to make small. "
         + " ".join(f"{kind}: {text}" for kind, text in LOSS_HELP.items()),
+        json_schema_extra={"choices": {str(kind): text for kind, text in LOSS_HELP.items()}},
     )
     class_weights: ClassWeights = Field(
         ClassWeights.NONE,

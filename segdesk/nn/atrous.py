@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdesk.nn.encoders import TimmEncoder
+from segdesk.nn.encoders import TimmEncoder, vgg_trunk
 from segdesk.nn.segmenter import Segmenter, resize
 
 
@@ -76,6 +76,68 @@ def dilate(module: nn.Module, rate: int) -> None:
     for part in module.modules():
         if isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3):
             part.dilation = part.padding = (rate, rate)
+
+
+class DilatedVgg(nn.Module):
+    """VGG-16 up to its fifth pooling, at stride 8, as DeepLab v1 and v2 have it.
+
+    Pooling windows are 3x3, which keeps maps on pixels 0, 2, 4, ...; the last two move
+    by one pixel, and the convolutions between them are dilated by 2 instead.
+
+    Parameters
+    ----------
+    width
+        Channels of the first block; 64 in the paper.
+    """
+
+    #: Whose weights fit ``features``, for timm's own download.
+    timm_name = "vgg16"
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.features = vgg_trunk(in_channels, width=width)
+        self.channels = max(1, 512 * width // 64)
+        pools = [i for i, part in enumerate(self.features) if isinstance(part, nn.MaxPool2d)]
+        for place, stride in zip(pools, (2, 2, 2, 1, 1), strict=True):
+            self.features[place] = nn.MaxPool2d(3, stride, padding=1)
+        dilate(self.features[pools[3] : pools[4]], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, channels, H/8, W/8)."""
+        result: Tensor = self.features(x)
+        return result
+
+
+class FullyConnected(nn.Sequential):
+    """VGG's fc6 and fc7 as a dilated and a 1x1 convolution.
+
+    Parameters
+    ----------
+    size
+        Height and width of fc6's kernel. An even one has no middle: 4x4 reaches as far
+        to the left as to the right, too.
+    """
+
+    def __init__(
+        self, inputs: int, width: int, rate: int, dropout: float, *, size: int = 3
+    ) -> None:
+        super().__init__()
+        around = (size - 1) * rate // 2
+        self.add_module("fc6", nn.Conv2d(inputs, width, size, padding=around, dilation=rate))
+        self.add_module("relu6", nn.ReLU(inplace=True))
+        self.add_module("drop6", nn.Dropout(dropout))
+        self.add_module("fc7", nn.Conv2d(width, width, 1))
+        self.add_module("relu7", nn.ReLU(inplace=True))
+        self.add_module("drop7", nn.Dropout(dropout))
+
+
+def init_scores(head: nn.Module) -> None:
+    """Draw the output layers from a normal distribution of 0.01; biases are 0."""
+    for name, part in head.named_modules():
+        if isinstance(part, nn.Conv2d) and "attention" not in name:
+            nn.init.normal_(part.weight, std=0.01)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 class PooledNorm(nn.BatchNorm2d):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
@@ -28,6 +28,7 @@ from qtpy.QtWidgets import (
 from superqt import QCollapsible
 
 from segdesk.config.knobs import Knobs, extra
+from segdesk.ui.widgets import Hint
 
 Config = TypeVar("Config", bound=Knobs)
 
@@ -113,12 +114,17 @@ class WheelGuard(QObject):
 
 
 class Editor:
-    """One knob's widget with its getter and setter."""
+    """One knob's widget with its getter and setter, and a line about what is chosen."""
 
     def __init__(
-        self, widget: QWidget, read: Callable[[], Any], write: Callable[[Any], None]
+        self,
+        widget: QWidget,
+        read: Callable[[], Any],
+        write: Callable[[Any], None],
+        note: QWidget | None = None,
     ) -> None:
         self.widget = widget
+        self.note = note
         self.read = read
         self.write = write
 
@@ -147,6 +153,8 @@ class KnobsForm(QWidget, Generic[Config]):
             self.editors[name] = editor
             rows = basic if extra(field).get("basic") else more
             rows.addRow(_label(name, field), editor.widget)
+            if editor.note is not None:
+                rows.addRow(editor.note)
         column.addLayout(basic)
         if more.rowCount():
             column.addWidget(_folded(more))
@@ -207,7 +215,8 @@ def _editor_of(field: FieldInfo, changed: Callable[[], None]) -> Editor:
     if get_origin(kind) is Literal:
         return _combo_box([(str(v), v) for v in get_args(kind)], changed)
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return _combo_box([(str(v.value), v) for v in kind], changed)
+        help_of = extra(field).get("choices", {})
+        return _combo_box([(str(v.value), v) for v in kind], changed, help_of)
     if kind is int:
         return _whole_number(field, changed)
     if kind is float:
@@ -223,15 +232,30 @@ def _check_box(changed: Callable[[], None]) -> Editor:
     return Editor(box, box.isChecked, box.setChecked)
 
 
-def _combo_box(choices: list[tuple[str, Any]], changed: Callable[[], None]) -> Editor:
+def _combo_box(
+    choices: list[tuple[str, Any]],
+    changed: Callable[[], None],
+    help_of: Mapping[str, str] | None = None,
+) -> Editor:
+    """Return a choice; ``help_of`` gives a line to show for what is chosen."""
     box = QComboBox()
     values = [value for _, value in choices]
     box.addItems([text for text, _ in choices])
-    box.currentIndexChanged.connect(lambda: changed())
+    note = Hint() if help_of else None
+
+    def on_choice() -> None:
+        if note is not None and help_of is not None:
+            note.say(help_of.get(box.currentText(), ""))
+        changed()
+
+    box.currentIndexChanged.connect(lambda: on_choice())
+    if note is not None and help_of is not None:
+        note.say(help_of.get(box.currentText(), ""))
     return Editor(
         box,
         lambda: values[box.currentIndex()],
         lambda value: box.setCurrentIndex(values.index(value)),
+        note,
     )
 
 

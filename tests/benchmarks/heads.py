@@ -88,13 +88,13 @@ def standardise(x: Tensor, device: torch.device) -> Tensor:
 
 
 def train(network: nn.Module, data: Images, steps: int, seed: int, device: torch.device) -> None:
-    """Learn for ``steps`` batches of eight; AdamW, warm-up and cosine."""
+    """Learn for ``steps`` batches of four; AdamW, warm-up and cosine."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 1e-3, total_steps=steps, pct_start=0.1
     )
     network.train()
-    for x, y in batches(data, steps, 8, seed):
+    for x, y in batches(data, steps, 4, seed):
         # The same half precision for every cell: it halves the time where a CPU has AMX.
         with torch.autocast(device.type, torch.bfloat16):
             maps = network(standardise(x, device))

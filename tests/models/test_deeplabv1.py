@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from segdesk.nn.atrous import DilatedVgg
 from segdesk.nn.encoders import vgg_trunk
 from segdesk.nn.weights import count_parameters
-from segdesk_models.deeplabv1 import FIELDS, DeepLabV1, Encoder
+from segdesk_models.deeplabv1 import FIELDS, DeepLabV1
 
 
 def narrow(**options: object) -> DeepLabV1:
@@ -45,7 +46,7 @@ def test_fc6_sees_25_values_across(field: str, taps: int) -> None:
 def test_dilation_gives_the_values_of_the_undilated_vgg_and_those_between() -> None:
     """The hole algorithm: behind a pooling that moves by one, kernels skip every second."""
     torch.manual_seed(0)
-    encoder = Encoder(1, 4).eval()
+    encoder = DilatedVgg(1, 4).eval()
     plain = vgg_trunk(1, width=4).eval()
     for number, part in enumerate(plain):
         if isinstance(part, nn.MaxPool2d):

@@ -59,8 +59,11 @@ def test_a_new_model_is_built_as_the_form_says(
     assert texts == ["The model in use (nuclei-unet)", "New U-Net (2015)", "New W-Net (2017)"]
     choose(panel, "unet")
     assert not panel.origin.form.isHidden()
+    assert panel.form.value().steps == 1000
+    assert panel.start.text() == "Start training"
     editors = panel.origin.form.editors
     editors["head"].widget.setCurrentText("B")
+    assert "every class" in editors["head"].note.text()
     editors["activation"].widget.setCurrentText("selu")
     editors["variant"].widget.setCurrentText("paper")
     editors["encoder_weights"].widget.setText(str(tmp_path / "weights.safetensors"))
@@ -115,3 +118,23 @@ def test_images_of_other_channels_are_refused_by_name(
     assert manifests == []
     said = notification_manager.records[-1].message
     assert "rgb.png has 3 channels" in said or "five.tif has 5 channels" in said
+
+
+def test_the_suggested_steps_leave_a_chosen_number_alone(workbench: Workbench, shown: str) -> None:
+    panel: Any = workbench.panels["Train"]
+    assert workbench.session is not None
+    workbench.session.handle(READY)
+    choose(panel, "unet")
+    choose(panel, "")
+    assert panel.form.value().steps == 200
+    panel.form.editors["steps"].write(77)
+    choose(panel, "unet")
+    assert panel.form.value().steps == 77
+
+
+def test_a_loss_says_when_to_use_it(workbench: Workbench) -> None:
+    panel: Any = workbench.panels["Train"]
+    loss = panel.form.editors["loss"]
+    assert "good for most images" in loss.note.text()
+    loss.widget.setCurrentText("border_cross_entropy")
+    assert "Narrow gaps" in loss.note.text()

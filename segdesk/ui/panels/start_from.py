@@ -72,6 +72,6 @@ class StartFrom(QWidget):
         if chosen is None:
             self.note.say("")
         else:
-            text = "Starts from nothing: give it more steps, a thousand or so."
+            text = "Starts from nothing, so it takes more images and time."
             self.note.say(text if chosen.needs_labels else f"{NO_LABELS} {text}")
         self.changed.emit()

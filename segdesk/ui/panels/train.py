@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from segdesk.ui.workbench import Workbench
 
 NO_PROJECT = "Open a project first."
+#: Steps suggested for a model that starts from nothing.
+NEW_STEPS = 1000
 STATE_COLORS = {
     RunState.QUEUED: "#6b7280",
     RunState.RUNNING: "#56b4e9",
@@ -66,7 +68,7 @@ class TrainPanel(Panel):
         self.use = ActionButton("Use the new model", self._use)
         self.back = ActionButton("Go back", self._go_back)
         self._lay_out()
-        self.origin.changed.connect(self._update)
+        self.origin.changed.connect(self._on_origin)
         workbench.session_opened.connect(self._on_opened)
         workbench.session_closed.connect(self._on_closed)
         self._show_run(None)
@@ -107,6 +109,18 @@ class TrainPanel(Panel):
         self.said.say("")
         self._show_run(runs[-1] if runs else None)
         self._on_models()
+
+    @reporting()
+    def _on_origin(self) -> None:
+        """Suggest as many steps as a new model needs, unless the user chose a number."""
+        usual = TrainingConfig().steps
+        is_new = self.origin.architecture is not None
+        shown, suggested = (usual, NEW_STEPS) if is_new else (NEW_STEPS, usual)
+        steps = self.form.editors["steps"]
+        if steps.read() == shown:
+            steps.write(suggested)
+        self.start.setText("Start training" if is_new else "Start fine-tuning")
+        self._update()
 
     @reporting()
     def _on_models(self, _: object = None) -> None:

@@ -1,0 +1,126 @@
+"""Models that cannot be used: one sentence, exit code 2, nothing changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from segdesk.core.card import ModelCard
+from segdesk.nn.registry import build_network, find_architecture, resolve_options
+from segdesk.nn.weights import save_model
+
+Segdesk = Callable[..., Any]
+
+
+def package(folder: Path, architecture: str, classes: tuple[str, ...] = ("background", "nucleus")):  # type: ignore[no-untyped-def]
+    card = ModelCard(
+        name=folder.name,
+        architecture=architecture,
+        options=resolve_options(find_architecture(architecture), "small", {}),
+        classes=classes,
+        colors=("#000000",) * len(classes),
+        channels=1,
+        weights_sha256="",
+        parameters=0,
+    )
+    torch.manual_seed(0)
+    save_model(folder, build_network(card), card)
+    return folder
+
+
+def refused(answer: Any, *parts: str) -> None:
+    assert answer.code == 2, answer.err
+    assert len(answer.err.strip().splitlines()) == 1, answer.err
+    for part in parts:
+        assert part in answer.err
+
+
+def judge(segdesk: Segdesk, tmp_path: Path, model: Path) -> Any:
+    return segdesk("evaluate", "--model", model, "--images", tmp_path / "images",
+                   "--masks", tmp_path / "masks")  # fmt: skip
+
+
+def test_weights_of_another_architecture_are_named(
+    tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
+) -> None:
+    disc_files(1)
+    model = package(tmp_path / "mine", "segnet")
+    other = package(tmp_path / "other", "deeplab-v1")
+    shutil.copyfile(other / "weights.safetensors", model / "weights.safetensors")
+    refused(judge(segdesk, tmp_path, model), "do not fit the network its card describes",
+            "They are those of deeplab-v1 (small, head A)")  # fmt: skip
+
+
+def test_missing_tensors_are_counted(
+    tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
+) -> None:
+    disc_files(1)
+    model = package(tmp_path / "mine", "unet")
+    tensors = load_file(model / "weights.safetensors")
+    del tensors["encoder.blocks.0.0.weight"]
+    save_file(tensors, model / "weights.safetensors")
+    refused(judge(segdesk, tmp_path, model), "1 missing (first: encoder.blocks.0.0.weight)")
+
+
+def test_a_truncated_file_is_damaged(
+    tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
+) -> None:
+    disc_files(1)
+    model = package(tmp_path / "mine", "unet")
+    file = model / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(judge(segdesk, tmp_path, model), "are damaged")
+
+
+def test_another_number_of_classes_does_not_fit(
+    tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
+) -> None:
+    disc_files(1)
+    model = package(tmp_path / "mine", "unet")
+    card = json.loads((model / "card.json").read_text())
+    card["classes"].append("more")
+    card["colors"].append("#ffffff")
+    (model / "card.json").write_text(json.dumps(card))
+    refused(judge(segdesk, tmp_path, model), "of another shape", "head")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--new", "fcn-8"], ["'fcn-8s'"]),
+        (["--new", "unet", "--option", "widht=8"], ["widht", "width"]),
+        (["--new", "unet", "--option", "width=wide"], ["width", "wide"]),
+        (["--new", "unet", "--option", "head=E"], ["Head", "E"]),
+        (["--new", "unet", "--model", "tiny"], ["either --model", "--new"]),
+        (["--option", "head=A"], ["--new"]),
+        (["--new", "deconvnet", "--set", "crop_size=64"], ["Crops of 64 pixels", "224"]),
+        (["--new", "swin-upernet", "--set", "crop_size=80"], ["multiples of 32", "is 64"]),
+        (["--new", "fcn-8s", "--option", "encoder_weights=no-such-file.pth"],
+         ["no-such-file.pth"]),
+    ],
+)  # fmt: skip
+def test_what_a_new_model_cannot_be(
+    project: Path, segdesk: Segdesk, arguments: list[str], parts: list[str]
+) -> None:
+    refused(segdesk("train", project, *arguments, "--set", "steps=1"), *parts)
+    assert [f.name for f in (project / "models").iterdir()] == ["tiny"]
+
+
+def test_a_tile_that_does_not_fit_names_the_nearest(
+    tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
+) -> None:
+    (image,) = disc_files(1)
+    swin = package(tmp_path / "swin", "swin-upernet")
+    out = tmp_path / "out"
+    predict = ["predict", image, "--out", out, "--model"]
+    refused(segdesk(*predict, swin, "--set", "tile_size=208"), "multiples of 32", "is 192")
+    deconv = package(tmp_path / "deconv", "deconvnet")
+    refused(segdesk(*predict, deconv, "--set", "tile_size=128"), "needs at least 224")
+    assert not out.exists()
