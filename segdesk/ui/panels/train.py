@@ -287,7 +287,8 @@ class ScoreTable(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.setToolTip(
-            "<qt>Dice and IoU tell how well masks agree, from 0 to 1. Images held back are those "
+            "<qt>Dice and IoU tell how well masks agree, from 0 to 1; they are means over "
+            "images. Images held back are those "
             "so marked in the list, which are never learnt from; the images it knew came with the "
             "model."
             "</qt>"
