@@ -4,8 +4,9 @@ Xia, Kulis: W-Net: A Deep Model for Fully Unsupervised Image Segmentation, 2017.
 
 A first U-Net, U-Enc, makes soft segments of the image; a second one, U-Dec, makes the
 image of the segments again. Segments are good if pixels that are near and alike lie in
-the same one (the normalised cut is small) and if the image can be told from them. Which
-segment is which class is unknown: the numbers of the classes are arbitrary.
+the same one (the normalised cut is small) and if the image can be told from them. There
+are more segments than classes, and those that belong together are merged afterwards.
+Which class is which is unknown, until :meth:`WNet.assign` says so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdesk.nn.heads import Head, HeadConfig
-from segdesk.nn.ncut import soft_ncut
+from segdesk.nn.ncut import merge_segments, soft_ncut_and_ties
 from segdesk.nn.segmenter import Segmenter, init_he
 from segdesk.nn.spec import ModelSpec
 
@@ -26,6 +27,11 @@ LEVELS = 4
 #: One grey level of 255 in the units of an image that was scaled to 0..1 and then divided by
 #: 0.25, as SegDesk does.
 GREY_LEVEL = 1 / 255 / 0.25
+
+#: How much the ties of one batch count in their running mean.
+TIES_MOMENTUM = 0.1
+#: Probabilities below this are taken for it, so that their logarithm is finite.
+LEAST = 1e-12
 
 #: Makes a 3x3 convolution that keeps the size: ``convolution(inputs, outputs)``.
 Convolution = Callable[[int, int], nn.Module]
@@ -117,33 +123,33 @@ class UDec(nn.Module):
 
     Parameters
     ----------
-    classes
-        Number of segments K.
+    segments
+        Number of segments S.
     channels
         Channels of the image.
     widths
         Channels of each level, the finest first.
     """
 
-    def __init__(self, classes: int, channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, segments: int, channels: int, widths: Sequence[int]) -> None:
         super().__init__()
-        self.contract = ContractingPath(classes, widths)
+        self.contract = ContractingPath(segments, widths)
         self.expand = ExpandingPath(widths)
         self.image = nn.Conv2d(widths[0], channels, 1)
 
-    def forward(self, segments: Tensor) -> Tensor:
-        """Return an image (N, C, H, W) for probabilities (N, K, H, W)."""
-        image: Tensor = self.image(self.expand(self.contract(segments)))
+    def forward(self, probabilities: Tensor) -> Tensor:
+        """Return an image (N, C, H, W) for the probabilities of segments, (N, S, H, W)."""
+        image: Tensor = self.image(self.expand(self.contract(probabilities)))
         return image
 
 
 class Decoder(nn.Module):
     """U-Enc's expanding path, and, for learning only, all of U-Dec as ``reconstruct``."""
 
-    def __init__(self, classes: int, channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, segments: int, channels: int, widths: Sequence[int]) -> None:
         super().__init__()
         self.expand = ExpandingPath(widths)
-        self.reconstruct = UDec(classes, channels, widths)
+        self.reconstruct = UDec(segments, channels, widths)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Return the features of which the segments are made, (N, width, H, W)."""
@@ -159,9 +165,12 @@ class WNet(Segmenter):
     in_channels
         Channels of the image.
     classes
-        Number of segments.
+        Number of class maps.
     width
         Channels of the first level of both U-Nets; doubled at each of the four below.
+    segments
+        How many segments U-Enc makes; at least one per class. If there are only two, one
+        is easily half of the background; of several, those halves are merged again.
     dropout
         Rate at the end of U-Enc's contracting path.
     intensity_sigma
@@ -171,16 +180,29 @@ class WNet(Segmenter):
     radius
         From where on pixels are not compared, in pixels.
     head, activation
-        See :mod:`segdesk.nn.heads`.
+        See :mod:`segdesk.nn.heads`; its maps are those of the segments.
+
+    Attributes
+    ----------
+    ties
+        How strongly segments are tied, a running mean, shape (S, S).
+    owner
+        The group that each segment was merged into, int64 (S,).
+    order
+        The group that stands for each class, int64 (K,).
     """
 
     decoder: Decoder
+    ties: Tensor
+    owner: Tensor
+    order: Tensor
 
     def __init__(
         self,
         in_channels: int,
         classes: int,
         width: int = 64,
+        segments: int = 8,
         dropout: float = 0.65,
         intensity_sigma: float = 10.0,
         spatial_sigma: float = 4.0,
@@ -188,53 +210,64 @@ class WNet(Segmenter):
         head: str = "A",
         activation: str = "none",
     ) -> None:
-        config = HeadConfig.of(classes, head, activation)
+        segments = max(segments, classes)
+        config = HeadConfig.of(segments, head, activation)
         widths = [width * 2**level for level in range(LEVELS + 1)]
         super().__init__(
             ContractingPath(in_channels, widths, dropout),
-            Decoder(classes, in_channels, widths),
+            Decoder(segments, in_channels, widths),
             Head(config, width),
         )
         self._intensity_sigma = intensity_sigma * GREY_LEVEL
         self._spatial_sigma = spatial_sigma
         self._radius = radius
-        #: Which of the segments stands for which class; kept with the weights.
-        self.order: Tensor
+        # Kept with the weights: without them a mask could not be told from the segments.
+        self.register_buffer("ties", torch.zeros(segments, segments))
+        self.register_buffer("owner", torch.arange(segments) % classes)
         self.register_buffer("order", torch.arange(classes))
         init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the maps of the segments, (N, K, H, W), in the order of the classes."""
-        return self.segments(x).index_select(1, self.order)
+        """Return class maps (N, K, H, W), the logarithms of the classes' probabilities."""
+        probabilities = torch.softmax(self.segments(x), 1)
+        belongs = (self.owner == self.order[:, None]).to(probabilities.dtype)
+        merged = belongs @ probabilities.flatten(2)
+        maps = torch.log(merged.clamp_min(LEAST))
+        return maps.reshape(x.shape[0], -1, *x.shape[-2:])
 
     def segments(self, x: Tensor) -> Tensor:
-        """Return the maps of the segments in U-Enc's own order."""
+        """Return the maps of U-Enc's segments, (N, S, H, W), that go into a softmax."""
         return super().forward(x)
 
     def assign(self, order: Tensor) -> None:
         """Let map ``order[k]`` of those that ``forward`` returns stand for class k.
 
-        The cut is the same whatever the segments are called, so nothing else changes.
+        The cut is the same whatever the classes are called, so nothing else changes.
         """
         self.order.copy_(self.order[order.to(self.order.device)])
 
     def own_loss(self, image: Tensor) -> Tensor:
         """Return the soft normalised cut plus the error of the reconstructed image.
 
+        While it learns, which segments belong together is kept up to date.
+
         Parameters
         ----------
         image
             Shape (N, C, H, W), scaled to 0..1, shifted, divided by 0.25.
         """
-        segments = torch.softmax(self.segments(image), 1)
-        cut = soft_ncut(
-            segments,
+        probabilities = torch.softmax(self.segments(image), 1)
+        cut, ties = soft_ncut_and_ties(
+            probabilities,
             image,
             intensity_sigma=self._intensity_sigma,
             spatial_sigma=self._spatial_sigma,
             radius=self._radius,
         )
-        return cut + F.mse_loss(self.decoder.reconstruct(segments), image)
+        if self.training:
+            self.ties.lerp_(ties / ties.sum(), TIES_MOMENTUM)
+            self.owner.copy_(merge_segments(self.ties, len(self.order)))
+        return cut + F.mse_loss(self.decoder.reconstruct(probabilities), image)
 
 
 SPEC = ModelSpec(
@@ -246,6 +279,7 @@ SPEC = ModelSpec(
     stride=16,
     options={
         "width": 64,
+        "segments": 8,
         "dropout": 0.65,
         "intensity_sigma": 10.0,
         "spatial_sigma": 4.0,
@@ -260,10 +294,10 @@ SPEC = ModelSpec(
         "Each step lowers the sum of the normalised cut and the reconstruction error (the paper "
         "takes two steps in turn: one for the cut, which moves the first U-Net, and one for the "
         "reconstruction, which moves both).",
-        "It makes as many segments as the model has classes (the paper makes more, and merges "
-        "them afterwards).",
-        "Segments are not refined by a fully connected CRF nor merged hierarchically; the CRF is "
-        "a step of its own here.",
+        "It makes 8 segments, or one per class if there are more classes, and merges those whose "
+        "merging leaves the smallest normalised cut, until there is one per class (the paper "
+        "merges them by the strength of the outlines between them).",
+        "The segments are not refined by a fully connected CRF, which is a step of its own here.",
         "Dropout is placed at the end of the first U-Net's contracting path, as U-Net has it; "
         "its place and rate could not be checked against the paper.",
     ),

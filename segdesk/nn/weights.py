@@ -140,7 +140,8 @@ def adapt_outputs(loaded: LoadedModel, card: ModelCard) -> nn.Module:
     pairs = [(k, source.get(n, 0)) for k, n in enumerate(card.classes) if n in source or k == 0]
     for key, value in old.items():
         before, is_output, rest = key.partition(".output.")
-        if not is_output:
+        # Maps of a model that learnt without labels are no classes yet.
+        if not is_output or not loaded.spec.needs_labels:
             if key in new and new[key].shape == value.shape:
                 new[key] = value
         elif not rest.startswith("maps."):

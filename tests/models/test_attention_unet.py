@@ -17,6 +17,7 @@ from segdesk_models.attention_unet import (
     SameResolutionGate,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 both = pytest.mark.parametrize("gates", ["grid", "same_resolution"])
 
 

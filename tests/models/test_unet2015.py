@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from segdesk.nn.weights import count_parameters
 from segdesk_models.unet2015 import SPEC, UNet2015, mirror
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def small(width: int = 4) -> UNet2015:
     torch.manual_seed(0)

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segdesk.nn.ncut import soft_ncut
+from segdesk_models.wnet import SPEC, Module, WNet
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def small(channels: int = 1, classes: int = 2, **options: Any) -> WNet:
+    torch.manual_seed(0)
+    return WNet(channels, classes, **{"width": 4, "segments": 4, "dropout": 0.0, **options})
+
+
+def test_it_has_the_papers_46_convolutions_in_18_modules() -> None:
+    """A separable convolution is counted once: by its part across the channels."""
+    with torch.device("meta"):
+        network = WNet(3, 2, **SPEC.options)
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    assert sum(layer.groups == 1 for layer in layers) == 46
+    assert sum(isinstance(m, Module) for m in network.modules()) == 18
+
+
+def test_convolutions_are_separable_but_in_modules_1_9_10_and_18() -> None:
+    with torch.device("meta"):
+        network = WNet(3, 2, **SPEC.options)
+    second = network.decoder.reconstruct
+    modules = [
+        *network.encoder.blocks,
+        *network.decoder.expand.blocks,
+        *second.contract.blocks,
+        *second.expand.blocks,
+    ]
+    plain = [i for i, module in enumerate(modules, 1) if isinstance(module[0], nn.Conv2d)]
+    assert plain == [1, 9, 10, 18]
+    widths = [module[-1].num_features for module in modules]
+    assert widths == 2 * [64, 128, 256, 512, 1024, 512, 256, 128, 64]
+    depthwise, pointwise = modules[1][0]
+    assert (depthwise.groups, depthwise.kernel_size, depthwise.in_channels) == (64, (3, 3), 64)
+    assert (pointwise.groups, pointwise.kernel_size, pointwise.out_channels) == (1, (1, 1), 128)
+
+
+def test_its_loss_is_the_cut_plus_the_error_of_the_image_made_again() -> None:
+    """In SegDesk's units 10 grey levels of 255 are 40 / 255."""
+    network = small(channels=3).eval()
+    image = torch.randn(2, 3, 32, 48)
+    with torch.inference_mode():
+        probabilities = network.segments(image).softmax(1)
+        cut = soft_ncut(
+            probabilities, image, intensity_sigma=40 / 255, spatial_sigma=4.0, radius=5.0
+        )
+        error = F.mse_loss(network.decoder.reconstruct(probabilities), image)
+        found = network.own_loss(image)
+    assert 0 < float(cut) < 4
+    torch.testing.assert_close(found, cut + error)
+
+
+def test_the_second_u_net_sees_the_segments_and_nothing_of_the_image() -> None:
+    network = small(channels=3).eval()
+    seen: list[Tensor] = []
+    network.decoder.reconstruct.register_forward_hook(lambda m, args, result: seen.extend(args))
+    image = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        network.own_loss(image)
+        (given,) = seen
+        torch.testing.assert_close(given, network.segments(image).softmax(1))
+        seen.clear()
+        network(image)
+    assert seen == [], "it only serves to learn"
+
+
+def test_classes_are_the_sums_of_their_segments() -> None:
+    network = small().eval()
+    network.owner.copy_(torch.tensor([1, 0, 1, 1]))
+    image = torch.randn(2, 1, 32, 48)
+    with torch.inference_mode():
+        one, two, three, four = network.segments(image).softmax(1).unbind(1)
+        found = network(image).softmax(1)
+    torch.testing.assert_close(found[:, 0], two)
+    torch.testing.assert_close(found[:, 1], one + three + four)
+
+
+def test_a_class_without_segments_is_nowhere_and_finite() -> None:
+    network = small().eval()
+    network.owner.zero_()
+    with torch.inference_mode():
+        maps = network(torch.randn(1, 1, 32, 32))
+    assert torch.isfinite(maps).all()
+    assert float(maps.softmax(1)[:, 1].max()) < 1e-6
+
+
+def test_maps_are_given_to_classes_and_stay_with_them() -> None:
+    network = small(classes=3).eval()
+    image = torch.randn(1, 1, 32, 32)
+    with torch.inference_mode():
+        before = network(image)
+        network.assign(torch.tensor([2, 0, 1]))
+        after = network(image)
+        assert torch.equal(after, before[:, [2, 0, 1]])
+        # The order is that of the maps as they are now, not of the first ones.
+        network.assign(torch.tensor([1, 2, 0]))
+        assert torch.equal(network(image), before)
+
+
+def test_there_is_a_segment_for_every_class() -> None:
+    network = small(classes=6, segments=4)
+    network.own_loss(torch.randn(2, 1, 32, 32))
+    assert sorted(network.owner.tolist()) == list(range(6))
+
+
+def test_only_learning_changes_which_segments_belong_together() -> None:
+    network = small()
+    image = torch.randn(2, 1, 32, 32)
+    network.eval().own_loss(image)
+    assert not network.ties.any()
+    network.train().own_loss(image)
+    assert torch.equal(network.ties, network.ties.T) or torch.allclose(
+        network.ties, network.ties.T, atol=1e-6
+    )
+    assert float(network.ties.sum()) == pytest.approx(0.1, rel=1e-4)
+    first = network.ties.clone()
+    network.own_loss(image)
+    assert float(network.ties.sum()) == pytest.approx(0.19, rel=1e-4)
+    assert not torch.equal(network.ties, first)
+
+
+def discs(count: int) -> tuple[Tensor, Tensor]:
+    """Bright discs on a dark, noisy background, as SegDesk standardises images; and masks."""
+    places = torch.randint(8, 40, (count, 3, 2)).float()
+    grid = torch.stack(torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="ij"))
+    distances = (grid[None, None] - places[..., None, None]).square().sum(2)
+    mask = (distances < 36).any(1)
+    image = 0.1 + 0.7 * mask + 0.02 * torch.randn(mask.shape)
+    return ((image[:, None] - 0.5) / 0.25), mask
+
+
+def test_it_finds_bright_discs_without_labels() -> None:
+    network = small(width=8, segments=6)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    for step in range(60):
+        torch.manual_seed(step)
+        image, _ = discs(4)
+        optimizer.zero_grad()
+        network.own_loss(image).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+    torch.manual_seed(1000)
+    image, mask = discs(8)
+    with torch.inference_mode():
+        found = network.eval()(image).argmax(1) == 1
+    dice = 2 * (found & mask).sum() / (found.sum() + mask.sum())
+    assert float(dice) > 0.9
