@@ -5,12 +5,13 @@ Xia, Kulis: W-Net: A Deep Model for Fully Unsupervised Image Segmentation, 2017.
 A first U-Net, U-Enc, makes soft segments of the image; a second one, U-Dec, makes the
 image of the segments again. Segments are good if pixels that are near and alike lie in
 the same one (the normalised cut is small) and if the image can be told from them. There
-are more segments than classes, and those that belong together are merged afterwards.
+are more segments than classes, and those that look alike are merged.
 Which class is which is unknown, until :meth:`WNet.assign` says so.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdesk.nn.heads import Head, HeadConfig
-from segdesk.nn.ncut import merge_segments, soft_ncut_and_ties
+from segdesk.nn.ncut import soft_ncut
 from segdesk.nn.segmenter import Segmenter, init_he
 from segdesk.nn.spec import ModelSpec
 
@@ -28,8 +29,8 @@ LEVELS = 4
 #: 0.25, as SegDesk does.
 GREY_LEVEL = 1 / 255 / 0.25
 
-#: How much the ties of one batch count in their running mean.
-TIES_MOMENTUM = 0.1
+#: How much one batch counts in the running means of what the segments look like.
+MOMENTUM = 0.1
 #: Probabilities below this are taken for it, so that their logarithm is finite.
 LEAST = 1e-12
 
@@ -184,8 +185,9 @@ class WNet(Segmenter):
 
     Attributes
     ----------
-    ties
-        How strongly segments are tied, a running mean, shape (S, S).
+    shares, colors
+        Of each segment the share of all pixels, and the sum of their values in relation to
+        all pixels: running means, shapes (S,) and (S, C).
     owner
         The group that each segment was merged into, int64 (S,).
     order
@@ -193,7 +195,8 @@ class WNet(Segmenter):
     """
 
     decoder: Decoder
-    ties: Tensor
+    shares: Tensor
+    colors: Tensor
     owner: Tensor
     order: Tensor
 
@@ -222,7 +225,8 @@ class WNet(Segmenter):
         self._spatial_sigma = spatial_sigma
         self._radius = radius
         # Kept with the weights: without them a mask could not be told from the segments.
-        self.register_buffer("ties", torch.zeros(segments, segments))
+        self.register_buffer("shares", torch.zeros(segments))
+        self.register_buffer("colors", torch.zeros(segments, in_channels))
         self.register_buffer("owner", torch.arange(segments) % classes)
         self.register_buffer("order", torch.arange(classes))
         init_he(self)
@@ -249,7 +253,7 @@ class WNet(Segmenter):
     def own_loss(self, image: Tensor) -> Tensor:
         """Return the soft normalised cut plus the error of the reconstructed image.
 
-        While it learns, which segments belong together is kept up to date.
+        While it learns, which segments are merged is kept up to date.
 
         Parameters
         ----------
@@ -257,17 +261,64 @@ class WNet(Segmenter):
             Shape (N, C, H, W), scaled to 0..1, shifted, divided by 0.25.
         """
         probabilities = torch.softmax(self.segments(image), 1)
-        cut, ties = soft_ncut_and_ties(
+        if self.training:
+            self._merge(probabilities.detach(), image)
+        cut = soft_ncut(
             probabilities,
             image,
             intensity_sigma=self._intensity_sigma,
             spatial_sigma=self._spatial_sigma,
             radius=self._radius,
         )
-        if self.training:
-            self.ties.lerp_(ties / ties.sum(), TIES_MOMENTUM)
-            self.owner.copy_(merge_segments(self.ties, len(self.order)))
         return cut + F.mse_loss(self.decoder.reconstruct(probabilities), image)
+
+    def _merge(self, probabilities: Tensor, image: Tensor) -> None:
+        """Look what the segments look like, and merge those that look alike."""
+        flat = probabilities.transpose(0, 1).flatten(1)
+        values = image.transpose(0, 1).flatten(1)
+        self.shares.lerp_(flat.mean(1), MOMENTUM)
+        self.colors.lerp_(flat @ values.T / values.shape[1], MOMENTUM)
+        self.owner.copy_(merge_alike(self.shares, self.colors, len(self.order)))
+
+
+def merge_alike(shares: Tensor, colors: Tensor, groups: int) -> Tensor:
+    """Merge segments, two at a time those whose pixels differ least in colour.
+
+    Painted in the mean colour of its group, the image of the segments then loses as little
+    as it can with each merging.
+
+    Parameters
+    ----------
+    shares
+        Pixels of each segment, in any unit, shape (S,).
+    colors
+        Sum of their values, in the same unit, shape (S, C).
+    groups
+        How many are to be left.
+
+    Returns
+    -------
+    Tensor
+        The group of every segment, int64 (S,). Group 0 is the largest: usually the
+        background.
+
+    Notes
+    -----
+    Ward: Hierarchical Grouping to Optimize an Objective Function, JASA 1963.
+    """
+    shares, colors = shares.detach().double().cpu(), colors.detach().double().cpu()
+    # Which segments are in which group, shape (groups, S); at first each is alone.
+    members = torch.eye(len(shares), dtype=torch.float64)
+    while len(members) > groups:
+        sizes = (members @ shares).clamp_min(LEAST)
+        means = members @ colors / sizes[:, None]
+        apart = (means[:, None] - means).square().sum(2)
+        loss = apart * sizes[:, None] * sizes / (sizes[:, None] + sizes)
+        first, second = divmod(int(loss.fill_diagonal_(math.inf).argmin()), len(members))
+        members[first] += members[second]
+        members = torch.cat((members[:second], members[second + 1 :]))
+    largest_first = (members @ shares).argsort(descending=True, stable=True)
+    return members[largest_first].argmax(0)
 
 
 SPEC = ModelSpec(
@@ -294,9 +345,9 @@ SPEC = ModelSpec(
         "Each step lowers the sum of the normalised cut and the reconstruction error (the paper "
         "takes two steps in turn: one for the cut, which moves the first U-Net, and one for the "
         "reconstruction, which moves both).",
-        "It makes 8 segments, or one per class if there are more classes, and merges those whose "
-        "merging leaves the smallest normalised cut, until there is one per class (the paper "
-        "merges them by the strength of the outlines between them).",
+        "It makes 8 segments, or one per class if there are more classes, and merges those of the "
+        "most similar mean colour until there is one per class (the paper merges them by the "
+        "strength of the outlines between them).",
         "The segments are not refined by a fully connected CRF, which is a step of its own here.",
         "Dropout is placed at the end of the first U-Net's contracting path, as U-Net has it; "
         "its place and rate could not be checked against the paper.",

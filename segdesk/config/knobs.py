@@ -15,8 +15,9 @@ class Knobs(BaseModel):
     """Base of the config classes.
 
     A knob is one pydantic field: type, default, bounds, title, description and,
-    in ``json_schema_extra``, ``unit``, ``log`` (log scale) and ``basic`` (shown
-    without unfolding). Form, command line, run file and docs read them there.
+    in ``json_schema_extra``, ``unit``, ``log`` (log scale), ``basic`` (shown without
+    unfolding), ``choices`` (a line for each value), ``file`` (a file may be chosen) and
+    ``empty`` (what no text means). Form, command line, run file and docs read them there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,15 +1,7 @@
-"""The normalised cut: segments that hold together, learnt and merged without labels.
+"""The normalised cut: a loss by which segments are learnt without labels.
 
 Shi, Malik: Normalized Cuts and Image Segmentation, PAMI 2000; with soft segments by
 Xia, Kulis: W-Net, 2017.
-
-Nearby pixels of similar colour are tied together by a weight
-
-    w_ij = exp(-|F_i - F_j|^2 / intensity_sigma^2) exp(-|X_i - X_j|^2 / spatial_sigma^2)
-
-where F are their values in all channels and X their places; pixels ``radius`` or farther
-apart are not tied, and every pixel is tied to itself with weight 1. Of all ties of the
-pixels of a segment, some are cut: they lead to pixels of other segments.
 """
 
 from __future__ import annotations
@@ -19,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["merge_segments", "soft_ncut", "soft_ncut_and_ties"]
+__all__ = ["soft_ncut"]
 
-#: Keeps quotients defined for a segment that no pixel belongs to.
+#: Keeps the quotient defined for a segment that no pixel belongs to.
 _EPSILON = 1e-6
 
 
@@ -33,9 +25,14 @@ def soft_ncut(
     spatial_sigma: float = 4.0,
     radius: float = 5.0,
 ) -> Tensor:
-    """Return how much is cut, the mean over the images: a loss.
+    """Return how much is cut where segments part, the mean over the images.
 
-    Of all ties of segment k, the share
+    Nearby pixels of similar colour are tied together by a weight
+
+        w_ij = exp(-|F_i - F_j|^2 / intensity_sigma^2) exp(-|X_i - X_j|^2 / spatial_sigma^2)
+
+    where F are their values in all channels and X their places; pixels ``radius`` or
+    farther apart are not tied. Of all ties of segment k, the share
 
         sum_ij w_ij p_ik p_jk / sum_ij w_ij p_ik
 
@@ -64,30 +61,6 @@ def soft_ncut(
     Xia, Kulis, section 3.2. They set sigma to 10 grey levels of 255 and to 4 pixels, the
     radius to 5 pixels. Pixels beyond the border do not exist: they are tied to nothing.
     """
-    return soft_ncut_and_ties(
-        probabilities,
-        image,
-        intensity_sigma=intensity_sigma,
-        spatial_sigma=spatial_sigma,
-        radius=radius,
-    )[0]
-
-
-def soft_ncut_and_ties(
-    probabilities: Tensor,
-    image: Tensor,
-    *,
-    intensity_sigma: float,
-    spatial_sigma: float,
-    radius: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the loss of :func:`soft_ncut`, and how strongly segments are tied.
-
-    Returns
-    -------
-    loss, ties
-        The ties have shape (K, K), sum_ij w_ij p_ik p_jl over all images, and no gradient.
-    """
     around, degree = _neighbourhood(
         probabilities.detach(), image, intensity_sigma, spatial_sigma, radius
     )
@@ -96,9 +69,7 @@ def soft_ncut_and_ties(
     product = probabilities * around
     within = (2 * product - product.detach()).sum((2, 3))
     whole = (probabilities * degree).sum((2, 3)).clamp_min(_EPSILON)
-    loss = (probabilities.shape[1] - (within / whole).sum(1)).mean()
-    ties = probabilities.detach().flatten(2) @ around.flatten(2).transpose(1, 2)
-    return loss, ties.sum(0)
+    return (probabilities.shape[1] - (within / whole).sum(1)).mean()
 
 
 @torch.no_grad()
@@ -112,6 +83,7 @@ def _neighbourhood(
     around, degree
         Shapes (N, K, H, W) and (N, 1, H, W).
     """
+    # Every pixel is tied to itself with weight 1.
     around = probabilities.clone()
     degree = torch.ones_like(image[:, :1])
     for down, right in _half_disc(radius):
@@ -152,36 +124,3 @@ def _pairs(x: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
     here = x[..., :rows, first : first + columns]
     there = x[..., down : down + rows, second : second + columns]
     return here, there
-
-
-def merge_segments(ties: Tensor, groups: int) -> Tensor:
-    """Say which segments belong together, two at a time those that leave the least cut.
-
-    Parameters
-    ----------
-    ties
-        Shape (K, K), from :func:`soft_ncut_and_ties`, of as many images as one likes.
-    groups
-        How many are to be left.
-
-    Returns
-    -------
-    Tensor
-        The group of every segment, int64 (K,). Group 0 has the most ties: usually it is
-        the background.
-    """
-    ties = ties.detach().double().cpu()
-    # Which segments are in which group, shape (groups, K); at first each is alone.
-    members = torch.eye(ties.shape[0], dtype=torch.float64)
-    while members.shape[0] > groups:
-        between = members @ ties @ members.T
-        inside, whole = between.diagonal(), between.sum(1) + _EPSILON * float(ties.max())
-        share = inside / whole
-        joint = (inside[:, None] + inside + 2 * between) / (whole[:, None] + whole)
-        # The cut is the number of groups minus the sum of their shares.
-        gain = (joint - share[:, None] - share).fill_diagonal_(-math.inf)
-        first, second = divmod(int(gain.argmax()), members.shape[0])
-        members[first] += members[second]
-        members = torch.cat((members[:second], members[second + 1 :]))
-    largest_first = (members @ ties.sum(1)).argsort(descending=True, stable=True)
-    return members[largest_first].argmax(0)

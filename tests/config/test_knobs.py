@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ def test_every_knob_can_be_shown_to_a_person(config: type[Knobs]) -> None:
         assert knob.title, name
         assert knob.description, name
         assert knob.description.endswith("."), name
-        assert set(extra(knob)) <= {"unit", "log", "basic"}, name
+        assert set(extra(knob)) <= {"unit", "log", "basic", "choices", "file", "empty"}, name
+        kind = knob.annotation
+        if "choices" in extra(knob):
+            assert isinstance(kind, type)
+            assert issubclass(kind, Enum)
+            assert set(extra(knob)["choices"]) == {str(value) for value in kind}
     assert any(extra(knob).get("basic") for knob in config.model_fields.values())
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdesk.nn.ncut import soft_ncut
-from segdesk_models.wnet import SPEC, Module, WNet
+from segdesk_models.wnet import SPEC, Module, WNet, merge_alike
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,20 +114,41 @@ def test_there_is_a_segment_for_every_class() -> None:
     assert sorted(network.owner.tolist()) == list(range(6))
 
 
-def test_only_learning_changes_which_segments_belong_together() -> None:
-    network = small()
-    image = torch.randn(2, 1, 32, 32)
+def test_only_learning_changes_which_segments_are_merged() -> None:
+    network = small(channels=2)
+    image = torch.randn(2, 2, 32, 48)
     network.eval().own_loss(image)
-    assert not network.ties.any()
-    network.train().own_loss(image)
-    assert torch.equal(network.ties, network.ties.T) or torch.allclose(
-        network.ties, network.ties.T, atol=1e-6
-    )
-    assert float(network.ties.sum()) == pytest.approx(0.1, rel=1e-4)
-    first = network.ties.clone()
+    assert not network.shares.any()
+    with torch.inference_mode():
+        network.train().own_loss(image)
+    probabilities = network.segments(image).softmax(1)
+    torch.testing.assert_close(network.shares, 0.1 * probabilities.mean((0, 2, 3)))
+    for k in range(4):
+        expected = 0.1 * (probabilities[:, k, None] * image).mean((0, 2, 3))
+        torch.testing.assert_close(network.colors[k], expected)
     network.own_loss(image)
-    assert float(network.ties.sum()) == pytest.approx(0.19, rel=1e-4)
-    assert not torch.equal(network.ties, first)
+    assert float(network.shares.sum()) == pytest.approx(0.19)
+
+
+def test_segments_of_similar_colour_are_merged_and_the_largest_group_comes_first() -> None:
+    """Three dark parts of the background, a dim and a bright part of the nuclei."""
+    shares = torch.tensor([0.2, 0.05, 0.4, 0.05, 0.3])
+    means = torch.tensor([-1.9, 0.2, -1.7, 1.0, -1.8])[:, None]
+    merged = [merge_alike(shares, shares[:, None] * means, n).tolist() for n in (5, 3, 2, 1)]
+    assert merged == [[2, 3, 0, 4, 1], [0, 1, 0, 2, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]
+
+
+def test_segments_of_one_brightness_and_two_colours_are_not_merged() -> None:
+    colors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.1, 0.9]])
+    assert merge_alike(torch.ones(4), colors, 2).tolist() in ([0, 1, 0, 1], [1, 0, 1, 0])
+
+
+def test_segments_of_no_pixels_do_not_count() -> None:
+    shares = torch.tensor([0.0, 0.7, 0.3, 0.0])
+    colors = torch.tensor([0.0, -0.7, 0.3, 0.0])[:, None]
+    owner = merge_alike(shares, colors, 2).tolist()
+    assert owner[1:3] == [0, 1]
+    assert set(owner) == {0, 1}
 
 
 def discs(count: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segdesk.nn.ncut import merge_segments, soft_ncut, soft_ncut_and_ties
+from segdesk.nn.ncut import soft_ncut
 
 
 def brute_force(
@@ -91,53 +91,3 @@ def test_its_gradient_is_its_slope() -> None:
     assert torch.autograd.gradcheck(
         lambda p: soft_ncut(p, image, intensity_sigma=0.7), probabilities.requires_grad_()
     )
-
-
-def test_ties_between_segments_are_the_sum_over_all_pairs() -> None:
-    probabilities, image = example(3, 1, 4, 5)
-    _, ties = soft_ncut_and_ties(
-        probabilities, image, intensity_sigma=0.7, spatial_sigma=2.0, radius=3.0
-    )
-    expected = torch.zeros(3, 3, dtype=torch.float64)
-    pixels = list(itertools.product(range(4), range(5)))
-    for p, x in zip(probabilities, image, strict=True):
-        for i, j in itertools.product(pixels, pixels):
-            if math.dist(i, j) < 3:
-                unlike = float((x[:, *i] - x[:, *j]).square().sum()) / 0.7**2
-                weight = math.exp(-unlike - math.dist(i, j) ** 2 / 4)
-                expected += weight * torch.outer(p[:, *i], p[:, *j])
-    torch.testing.assert_close(ties, expected)
-
-
-def test_segments_that_are_tied_most_are_merged_and_the_largest_group_comes_first() -> None:
-    """Halves of the background, 0 and 3, lie side by side; 1 and 2 are parts of nuclei."""
-    ties = torch.tensor(
-        [[90.0, 1.0, 0.0, 30.0], [1.0, 9.0, 4.0, 0.0], [0.0, 4.0, 6.0, 1.0], [30.0, 0.0, 1.0, 80.0]]
-    )
-    assert merge_segments(ties, 4).tolist() == [0, 2, 3, 1]
-    assert merge_segments(ties, 3).tolist() in ([0, 1, 2, 0], [0, 2, 1, 0], [0, 2, 2, 1])
-    assert merge_segments(ties, 2).tolist() == [0, 1, 1, 0]
-    assert merge_segments(ties, 1).tolist() == [0, 0, 0, 0]
-
-
-def test_segments_of_no_pixels_are_merged_too() -> None:
-    ties = torch.zeros(5, 5)
-    ties[:2, :2] = torch.tensor([[50.0, 2.0], [2.0, 10.0]])
-    owner = merge_segments(ties, 2)
-    assert owner[:2].tolist() == [0, 1]
-    assert set(owner.tolist()) == {0, 1}
-    assert merge_segments(torch.zeros(4, 4), 2).max() <= 1
-
-
-def test_merged_parts_of_an_image_are_its_two_halves() -> None:
-    """Six segments, three in either half in any pattern: merging finds the halves."""
-    _, image = two_halves()
-    torch.manual_seed(0)
-    parts = torch.randint(3, (1, 16, 16)) + 3 * (image[0] > 0.5)
-    segments = torch.nn.functional.one_hot(parts, 6).permute(0, 3, 1, 2).float()
-    _, ties = soft_ncut_and_ties(
-        segments, image, intensity_sigma=0.1, spatial_sigma=4.0, radius=5.0
-    )
-    owner = merge_segments(ties, 2)
-    assert len(set(owner[:3].tolist())) == len(set(owner[3:].tolist())) == 1
-    assert owner[0] != owner[3]
