@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from segdesk.nn.weights import count_parameters
-from segdesk_models.unet2015 import SPEC, UNet2015, mirror
+from segdesk_models.unet2015 import SPEC, UNet2015, crop_middle, mirror
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,6 +58,12 @@ def test_a_size_that_does_not_fit_is_refused_and_the_nearest_named(
 ) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=f"nearest size is {nearest}"):
         UNet2015(1, 2).valid(torch.empty(1, 1, *size))
+
+
+def test_the_middle_of_a_skip_connection_is_kept() -> None:
+    skip = torch.arange(48.0).reshape(1, 1, 6, 8)
+    found = crop_middle(skip, torch.empty(1, 1, 2, 2))
+    assert found.flatten().tolist() == [19, 20, 27, 28]
 
 
 def assert_equal(found: Tensor, expected: Tensor) -> None:

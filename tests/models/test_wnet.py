@@ -61,6 +61,21 @@ def test_its_loss_is_the_cut_plus_the_error_of_the_image_made_again() -> None:
     torch.testing.assert_close(found, cut + error)
 
 
+def test_the_first_u_net_learns_from_both() -> None:
+    network = small().eval()
+    image = torch.randn(2, 1, 32, 32)
+    weight = network.head.branches[0].output.weight
+    probabilities = network.segments(image).softmax(1)
+    cut = soft_ncut(probabilities, image, intensity_sigma=40 / 255)
+    error = F.mse_loss(network.decoder.reconstruct(probabilities), image)
+    (of_both,) = torch.autograd.grad(network.own_loss(image), weight)
+    (of_cut,) = torch.autograd.grad(cut, weight, retain_graph=True)
+    (of_error,) = torch.autograd.grad(error, weight)
+    torch.testing.assert_close(of_both, of_cut + of_error)
+    assert float(of_cut.abs().max()) > 1e-4
+    assert float(of_error.abs().max()) > 1e-4
+
+
 def test_the_second_u_net_sees_the_segments_and_nothing_of_the_image() -> None:
     network = small(channels=3).eval()
     seen: list[Tensor] = []
