@@ -206,9 +206,10 @@ SPEC = ModelSpec(
     options={"width": 64, "dropout": 0.5, "head": "A", "activation": "none"},
     small={"width": 16, "dropout": 0.1},
     has_dropout=True,
+    context=LOSS // 2,
+    smallest_valid=BLOCK_LOSS,
     deviations=(
-        "Each tile, and each crop it learns from, is mirrored at its own borders, and "
-        "overlapping tiles are blended (the paper mirrors at the borders of the whole image "
-        "only, and elsewhere reads the neighbouring pixels).",
+        "Each crop it learns from is mirrored at its own borders (the paper mirrors at the "
+        "borders of the whole image only; so does prediction).",
     ),
 )

@@ -47,3 +47,9 @@ class InferenceConfig(Knobs):
         description="How far neighbouring tiles reach into each other; they are blended there.",
         json_schema_extra={"unit": "px"},
     )
+    precision: Literal["auto", "single", "half"] = Field(
+        "auto",
+        title="Precision",
+        description="auto: half precision where a short trial shows that it is faster and agrees; "
+        "single: always exact; half: wherever it agrees.",
+    )

@@ -10,19 +10,26 @@ from collections.abc import Callable
 
 from segdesk.core.errors import CanceledError, InputError, SegDeskError
 from segdesk.core.run import RunState
+from segdesk.inference.live import LiveView
 from segdesk.inference.predictor import Predictor
-from segdesk.inference.results import predict_to_folder
+from segdesk.inference.results import Watch, predict_to_folder
+from segdesk.inference.sampling import make_sampler
 from segdesk.io.packages import hash_weights
 from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import (
     AnyEvent,
+    AnyOrder,
     CancelOrder,
     Finished,
     PredictionReady,
     PredictOrder,
     Progressed,
+    Said,
+    View,
+    ViewOrder,
 )
-from segdesk.nn.device import DeviceChoice, pick_device
+from segdesk.nn.device import pick_device
+from segdesk.nn.fuse import fuse_batch_norm
 from segdesk.nn.weights import LoadedModel, load_model
 
 
@@ -43,23 +50,34 @@ class Engine:
         self._tokens: dict[str, CancelToken] = {}
         self._newest: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._loaded: tuple[tuple[str, str, str], LoadedModel, Predictor, DeviceChoice] | None = (
-            None
-        )
+        #: What is on screen of the orders that show it.
+        self._views: dict[str, View] = {}
+        self._loaded: tuple[tuple[str, str, str], LoadedModel, Predictor] | None = None
 
-    def take(self, order: PredictOrder | CancelOrder) -> None:
+    def take(self, order: AnyOrder) -> None:
         """Accept an order; returns at once."""
         with self._lock:
             if isinstance(order, CancelOrder):
-                if order.job in self._tokens:
-                    self._tokens[order.job].cancel()
-                return
-            older = self._newest.get(order.sample)
-            if older in self._tokens:
-                self._tokens[older].cancel()
-            self._tokens[order.job] = CancelToken()
-            self._newest[order.sample] = order.job
+                self._call_off(order.job)
+            elif isinstance(order, ViewOrder):
+                if order.job in self._views:
+                    self._views[order.job] = order.view
+            else:
+                self._accept(order)
+
+    def _accept(self, order: PredictOrder) -> None:
+        self._call_off(self._newest.get(order.sample, ""))
+        self._tokens[order.job] = CancelToken()
+        self._newest[order.sample] = order.job
+        if order.view is not None:
+            for older in self._views:  # nobody looks at what it shows any more
+                self._call_off(older)
+            self._views[order.job] = order.view
         self._orders.put(order)
+
+    def _call_off(self, job: str) -> None:
+        if job in self._tokens:
+            self._tokens[job].cancel()
 
     def stop(self) -> None:
         """Cancel everything and make :meth:`run` return."""
@@ -95,16 +113,21 @@ class Engine:
         finally:
             with self._lock:
                 self._tokens.pop(order.job, None)
+                self._views.pop(order.job, None)
 
     def _predict(self, order: PredictOrder, token: CancelToken) -> None:
-        model, predictor, choice = self._load(order)
-
-        def progress(done: int, total: int) -> None:
-            self._send(Progressed(job=order.job, done=done, total=total))
-
-        prediction = predict_to_folder(
-            order, model, predictor, device=str(choice.device), token=token, progress=progress
+        model, predictor = self._load(order, token)
+        sampler = make_sampler(order.config.uncertainty, [predictor.network])
+        live = LiveView(order, self._send)
+        watch = Watch(
+            check=token.check,
+            progress=lambda done, total: self._send(
+                Progressed(job=order.job, done=done, total=total)
+            ),
+            view=lambda: self._views.get(order.job),
+            **({"show": live.show} if order.view is not None else {}),
         )
+        prediction = predict_to_folder(order, model, predictor, sampler, watch)
         self._send(
             PredictionReady(
                 job=order.job,
@@ -116,10 +139,16 @@ class Engine:
             )
         )
 
-    def _load(self, order: PredictOrder) -> tuple[LoadedModel, Predictor, DeviceChoice]:
+    def _load(self, order: PredictOrder, token: CancelToken) -> tuple[LoadedModel, Predictor]:
         key = (str(order.model_folder), hash_weights(order.model_folder), order.config.device)
         if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # before the next one needs its memory
             choice = pick_device(order.config.device)
             model = load_model(order.model_folder)
-            self._loaded = (key, model, Predictor(model, choice.device), choice)
+            token.check()
+            fuse_batch_norm(model.network)
+            self._loaded = (key, model, Predictor(model, choice.device, self._say))
         return self._loaded[1:]
+
+    def _say(self, sentence: str) -> None:
+        self._send(Said(job="", text=sentence))

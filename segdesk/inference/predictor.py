@@ -1,35 +1,103 @@
-"""Running a network over an image, tile by tile."""
+"""Running a network over a plane, tile by tile."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.card import Normalization
 from segdesk.core.errors import InputError
 from segdesk.inference.normalize import fit_channels, scale, standardize
-from segdesk.inference.tiling import Blender, pad, plan
+from segdesk.inference.tiling import Blender, Box, Sides, Tile, TilePlan, mirrored, plan
 from segdesk.jobs.cancel import CancelToken
-from segdesk.nn.device import place
+from segdesk.nn.device import (
+    Precision,
+    device_words,
+    is_out_of_memory,
+    measured,
+    pick_precision,
+    place,
+    tiles_at_once,
+)
 from segdesk.nn.weights import LoadedModel
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    Floats = npt.NDArray[np.float32]
+
 Progress = Callable[[int, int], None]
+
+#: From a batch of tiles (N, C, h, w) to maps of theirs (N, M, h, w), float32.
+Forward = Callable[[Tensor], Tensor]
+
+#: Half precision is tried out only where so many tiles wait: the try takes a second.
+TILES_WORTH_A_TRY = 32
+
+
+Item = TypeVar("Item")
 
 
 def _ignore(done: int, total: int) -> None:
     del done, total
 
 
+def _nothing() -> None:
+    pass
+
+
+def _silent(sentence: str) -> None:
+    del sentence
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane of an image, as the network takes it.
+
+    Attributes
+    ----------
+    shape
+        Height and width.
+    read
+        Returns float32 (h, w, C) of rows and columns within the plane. Called from
+        another thread, one call at a time.
+    """
+
+    shape: tuple[int, int]
+    read: Callable[[slice, slice], Floats]
+
+    @classmethod
+    def of(cls, plane: Floats) -> Plane:
+        """Wrap an array (Y, X, C)."""
+        return cls(plane.shape[:2], lambda rows, columns: plane[rows, columns])
+
+
+class _Valid(nn.Module):
+    """The network without its own mirroring: maps of the middle of each tile."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.network.valid(x)  # type: ignore[operator]
+        return maps
+
+
 class Predictor:
     """A loaded model on a device.
+
+    Runs short of memory without failing: it computes fewer tiles at once, then smaller
+    ones, then on the processor, and says so.
 
     Parameters
     ----------
@@ -37,27 +105,70 @@ class Predictor:
         The network; it is moved to ``device``.
     device
         Where it computes.
+    say
+        Called with a sentence when something changes that a user may want to know.
     """
 
-    def __init__(self, model: LoadedModel, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        device: torch.device,
+        say: Callable[[str], None] = _silent,
+    ) -> None:
         self._model = model
         self._device = device
+        self._say = say
         self._network = place(model.network, device)
+        spec = model.spec
+        self._sides = Sides(spec.stride, spec.min_size)
+        if spec.context:
+            self._sides = Sides(spec.stride, spec.smallest_valid, spec.context)
+        self._batch: int | None = None
+        self._most = 1 << 30
+        self._precision: Precision | None = None
 
-    def prepare(self, data: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    @property
+    def device(self) -> torch.device:
+        """Where it computes now."""
+        return self._device
+
+    @property
+    def network(self) -> nn.Module:
+        """What is run on tiles: images (N, C, h, w) in, class maps out."""
+        return _Valid(self._network) if self._sides.context else self._network
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes with; single precision until more was tried."""
+        return self._precision or Precision.SINGLE
+
+    def prepare(self, data: npt.NDArray[Any]) -> Floats:
         """Fit channels and standardise an image, (Z,) Y, X, C in any dtype."""
         card = self._model.card
         fitted = fit_channels(data, card.channels, card.name)
         how: Normalization = card.normalization
         return standardize(scale(fitted, how), how)
 
+    def plan(self, shape: tuple[int, int], config: InferenceConfig) -> TilePlan:
+        """Plan the tiles of a plane.
+
+        Raises
+        ------
+        InputError
+            The tile size does not fit the model.
+        """
+        most = config.tile_size
+        if most > self._most:
+            most = self._sides.down(self._most)
+        return plan(shape, most, min(config.overlap, most // 2), self._sides)
+
     def predict_plane(
         self,
-        plane: npt.NDArray[np.float32],
+        plane: Floats,
         config: InferenceConfig,
         token: CancelToken | None = None,
         progress: Progress = _ignore,
-    ) -> npt.NDArray[np.float32]:
+    ) -> Floats:
         """Return class probabilities, float32 (K, Y, X), of a prepared plane.
 
         Parameters
@@ -70,38 +181,237 @@ class Predictor:
         Raises
         ------
         CanceledError
-            ``token`` was set; looked at before every tile.
+            ``token`` was set; looked at before every batch of tiles.
         InputError
             The tile size does not fit the model, or memory ran out.
         """
-        height, width = plane.shape[:2]
-        spec = self._model.spec
-        tiling = plan((height, width), config.tile_size, config.overlap, spec.stride, spec.min_size)
-        padded = pad(plane, tiling)
-        blender = Blender(tiling, len(self._model.card.classes))
-        rows, columns = tiling.size
-        for done, tile in enumerate(tiling.tiles):
-            if token is not None:
-                token.check()
-            progress(done, len(tiling.tiles))
-            crop = padded[tile.y : tile.y + rows, tile.x : tile.x + columns]
-            blender.add(tile, self._run(crop, config.tile_size))
-        progress(len(tiling.tiles), len(tiling.tiles))
-        return blender.result()
+        result = np.empty((len(self._model.card.classes), *plane.shape[:2]), np.float32)
 
-    def _run(self, crop: npt.NDArray[np.float32], tile_size: int) -> npt.NDArray[np.float32]:
-        batch: Tensor = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))[None]
-        batch = batch.to(self._device, memory_format=torch.channels_last)
-        try:
-            with torch.inference_mode():
-                maps: Tensor = torch.softmax(self._network(batch).float(), 1)[0]
-                result: npt.NDArray[np.float32] = maps.cpu().numpy()
-        except (torch.OutOfMemoryError, MemoryError):
-            raise InputError(
-                f"Memory ran out on {self._device} with tiles of {tile_size} pixels; choose a "
-                "smaller tile size or the device cpu."
-            ) from None
+        def keep(box: Box, maps: Floats) -> None:
+            result[:, *box.slices] = maps
+
+        check = token.check if token is not None else _nothing
+        self.run(Plane.of(plane), config, keep, check=check, progress=progress)
         return result
+
+    def run(
+        self,
+        plane: Plane,
+        config: InferenceConfig,
+        emit: Callable[[Box, Floats], None],
+        *,
+        forward: Forward | None = None,
+        view: Callable[[], Box | None] = lambda: None,
+        is_done: Callable[[Box], bool] = lambda box: False,
+        check: Callable[[], None] = _nothing,
+        progress: Progress = _ignore,
+    ) -> None:
+        """Run the network over a plane, and hand on each part when it is finished.
+
+        Tiles are read, computed, and blended at the same time, each on a thread.
+
+        Parameters
+        ----------
+        emit
+            Called on another thread with a part of the plane and its maps, float32
+            (M, h, w); every pixel comes once.
+        forward
+            What is done with a batch of tiles; class probabilities if not given.
+        view
+            Returns the part of the plane whose tiles come first; asked before every
+            batch, so that it may move.
+        is_done
+            Says of a tile's part of the plane that it is not needed (any more).
+        check
+            Called before every batch; what it raises ends the run.
+
+        Raises
+        ------
+        InputError
+            The tile size does not fit the model, or memory ran out on the processor.
+        """
+        run = forward or self.probabilities
+        while True:
+            tiling = self.plan(plane.shape, config)
+            todo = [tile for tile in tiling.tiles if not is_done(tiling.box(tile))]
+            self._try_half(plane, tiling, len(todo), config)
+            work = _Work(plane, tiling, todo, emit)
+            try:
+                self._work_off(work, run, view, check, progress)
+                return
+            except _SmallerTiles:
+                continue
+
+    def probabilities(self, batch: Tensor) -> Tensor:
+        """Return class probabilities, float32 (N, K, h, w), of tiles (N, C, h, w)."""
+        return torch.softmax(self.network(batch).float(), 1)
+
+    # How ---------------------------------------------------------------------
+
+    def _work_off(
+        self,
+        work: _Work,
+        forward: Forward,
+        view: Callable[[], Box | None],
+        check: Callable[[], None],
+        progress: Progress,
+    ) -> None:
+        total = len(work.tiling.tiles)
+        done = total - len(work.tiles)
+        batches = (self._load(work, tiles) for tiles in self._batches(work, view))
+        with _one_ahead(batches) as (ahead, later):
+            for tiles, batch in ahead:
+                check()
+                progress(done, total)
+                maps = self._compute(batch, forward, work)
+                work.has_begun = True
+                later(work.take, tiles, maps)
+                done += len(tiles)
+        progress(total, total)
+
+    def _batches(self, work: _Work, view: Callable[[], Box | None]) -> Iterator[Sequence[Tile]]:
+        waiting, last = work.tiles, None
+        while waiting:
+            if (box := view()) not in (None, last):
+                waiting, last = work.tiling.nearest_first(waiting, box), box
+            size = self._batch or 1
+            yield waiting[:size]
+            waiting = waiting[size:]
+
+    def _load(self, work: _Work, tiles: Sequence[Tile]) -> tuple[Sequence[Tile], Tensor]:
+        return tiles, torch.from_numpy(np.stack([work.read(tile) for tile in tiles]))
+
+    def _compute(self, batch: Tensor, forward: Forward, work: _Work) -> Tensor:
+        """Run a batch; short of memory, go down the ladder until it fits."""
+        while True:
+            try:
+                with measured(self._device) as used:
+                    rest = torch.split(batch, self._batch or 1)
+                    parts = [self._forward(part, forward) for part in rest]
+                if self._batch is None:
+                    self._batch = tiles_at_once(self._device, used.bytes)
+                return torch.cat(parts) if len(parts) > 1 else parts[0]
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._climb_down(len(batch), work)
+
+    def _forward(self, batch: Tensor, forward: Forward) -> Tensor:
+        placed = batch.to(self._device, memory_format=torch.channels_last, non_blocking=True)
+        with torch.inference_mode(), self.precision.autocast(self._device):
+            return forward(placed)
+
+    def _climb_down(self, size: int, work: _Work) -> None:
+        """Ask for less memory from here on, one step down the ladder."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        where = device_words(self._device)
+        now = min(size, self._batch or 1)
+        if now > 1:
+            self._batch = now // 2
+            self._say(f"Memory ran out on {where}: {self._batch} tiles at once from here on.")
+            return
+        side = max(work.tiling.size)
+        smaller = self._sides.down(side // 2)
+        if smaller < side and not work.has_begun:
+            self._most = smaller
+            self._say(f"Memory ran out on {where}: tiles of {smaller} pixels from here on.")
+            raise _SmallerTiles
+        if self._device.type != "cpu":
+            self._device, self._batch, self._precision = torch.device("cpu"), 1, None
+            self._network = place(self._network, self._device)
+            self._say(f"Memory ran out on {where}: the processor goes on, which is slower.")
+            return
+        raise InputError(
+            f"Memory ran out with tiles of {side} pixels, the smallest that are of use; close other "
+            "programs, or choose a smaller model."
+        )
+
+    def _try_half(
+        self, plane: Plane, tiling: TilePlan, waiting: int, config: InferenceConfig
+    ) -> None:
+        if self._precision is not None or config.precision == "single":
+            return
+        if config.precision == "auto" and waiting < TILES_WORTH_A_TRY:
+            return
+        work = _Work(plane, tiling, [], lambda box, maps: None)
+        batch = torch.from_numpy(work.read(tiling.tiles[len(tiling.tiles) // 2])[None])
+        choice = pick_precision(
+            self.network,
+            batch.to(self._device, memory_format=torch.channels_last),
+            is_wanted=config.precision == "half",
+        )
+        self._precision = choice.precision
+        self._say(choice.reason)
+
+
+class _SmallerTiles(Exception):
+    """Nothing was handed on yet, and smaller tiles are to be tried."""
+
+
+class _Work:
+    """A plane on its way through the network."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        tiling: TilePlan,
+        tiles: Sequence[Tile],
+        emit: Callable[[Box, Floats], None],
+    ) -> None:
+        self.tiling = tiling
+        self.tiles = tiles
+        self.has_begun = False
+        self._plane = plane
+        self._blender = Blender(tiling, emit)
+
+    def read(self, tile: Tile) -> Floats:
+        """Return what the network is given for a tile, (C, h, w)."""
+        box = self.tiling.input_box(tile)
+        block = mirrored(self._plane.read, self._plane.shape, box)
+        return np.ascontiguousarray(block.transpose(2, 0, 1))
+
+    def take(self, tiles: Sequence[Tile], maps: Tensor) -> None:
+        """Blend the maps of some tiles."""
+        arrays = maps.cpu().numpy()
+        for tile, array in zip(tiles, arrays, strict=True):
+            self._blender.add(tile, array)
+
+
+@contextmanager
+def _one_ahead(
+    items: Iterator[Item],
+) -> Iterator[tuple[Iterator[Item], Callable[..., None]]]:
+    """Make items one ahead on a thread, and do later work on another.
+
+    Yields the items, and a function that orders work: it waits while two orders are
+    open, and raises what an earlier one raised. All work is done when the block ends.
+    """
+    orders: deque[Future[None]] = deque()
+
+    def later(function: Callable[..., None], *arguments: Any) -> None:
+        while len(orders) > 1:
+            orders.popleft().result()
+        orders.append(writer.submit(function, *arguments))
+
+    def ahead() -> Iterator[Item]:
+        coming = reader.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = reader.submit(next, items, None)
+            yield item
+
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="segdesk-read") as reader,
+        ThreadPoolExecutor(1, thread_name_prefix="segdesk-write") as writer,
+    ):
+        try:
+            yield ahead(), later
+            while orders:
+                orders.popleft().result()
+        except BaseException:
+            for order in orders:
+                order.cancel()
+            raise
 
 
 def planes_of(data: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:

@@ -74,8 +74,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         try:
             beside.mkdir(parents=True)
             yield beside
-            _sync_tree(beside)
-            _swap_in(beside, target)
+            move_into_place(beside, target)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             for folder in missing:
@@ -129,6 +128,12 @@ def _sentence(path: Path, error: OSError, *, reading: bool) -> str | None:
     if isinstance(error, FileExistsError | IsADirectoryError):
         return f"{path} is in the way: a file and a folder share that name; choose another name."
     return None
+
+
+def move_into_place(new: Path, target: Path) -> None:
+    """Let a filled folder take the place of ``target``, on disk when this returns."""
+    _sync_tree(new)
+    _swap_in(new, target)
 
 
 def _swap_in(new: Path, target: Path) -> None:

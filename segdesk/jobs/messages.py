@@ -21,8 +21,29 @@ class _Message(BaseModel):
 # Orders ---------------------------------------------------------------------
 
 
+class View(_Message):
+    """What is on screen of an image, in pixels: a plane and a box of it."""
+
+    z: int = 0
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
 class PredictOrder(_Message):
-    """Predict one image and write the result to ``out``."""
+    """Predict one image and write the result to ``out``.
+
+    Attributes
+    ----------
+    view
+        Where a user is looking: tiles there come first, and their results are sent as
+        soon as they are there. An older order with a view is called off by a newer one.
+    level
+        Resolution level of a multiscale image, 0 for the finest.
+    as_tiff
+        Write labels and uncertainty as TIFF and not as Zarr; None decides by size.
+    """
 
     order: Literal["predict"] = "predict"
     job: str
@@ -34,6 +55,17 @@ class PredictOrder(_Message):
     classes: tuple[str, ...]
     out: Path
     config: InferenceConfig
+    view: View | None = None
+    level: int = 0
+    as_tiff: bool | None = None
+
+
+class ViewOrder(_Message):
+    """The user looks elsewhere now; the tiles left of ``job`` come in that order."""
+
+    order: Literal["view"] = "view"
+    job: str
+    view: View
 
 
 class CancelOrder(_Message):
@@ -43,7 +75,8 @@ class CancelOrder(_Message):
     job: str
 
 
-Order = Annotated[PredictOrder | CancelOrder, Field(discriminator="order")]
+Order = Annotated[PredictOrder | ViewOrder | CancelOrder, Field(discriminator="order")]
+AnyOrder = PredictOrder | ViewOrder | CancelOrder
 
 # Events ---------------------------------------------------------------------
 
@@ -86,6 +119,33 @@ class PredictionReady(_Message):
     weights_sha256: str
     folder: Path
     score: float
+
+
+class Part(_Message):
+    """Part of a plane: its first corner and shape in pixels, and what was found there.
+
+    Attributes
+    ----------
+    labels, uncertainty
+        uint8 of that shape, C order, zlib, base64; uncertainty 0 to 1 as 0 to 255.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    labels: str
+    uncertainty: str
+
+
+class PartsPredicted(_Message):
+    """Parts of a prediction that is under way, for the screen."""
+
+    event: Literal["parts"] = "parts"
+    job: str
+    sample: str
+    z: int
+    parts: tuple[Part, ...]
 
 
 class Stepped(_Message):
@@ -133,12 +193,13 @@ class Finished(_Message):
 
 
 Event = Annotated[
-    Ready | Progressed | PredictionReady | Stepped | Evaluated | Said | Finished,
+    Ready | Progressed | PartsPredicted | PredictionReady | Stepped | Evaluated | Said | Finished,
     Field(discriminator="event"),
 ]
 
-ORDER: TypeAdapter[PredictOrder | CancelOrder] = TypeAdapter(Order)
-EVENT: TypeAdapter[Ready | Progressed | PredictionReady | Stepped | Evaluated | Said | Finished] = (
-    TypeAdapter(Event)
+AnyEvent = (
+    Ready | Progressed | PartsPredicted | PredictionReady | Stepped | Evaluated | Said | Finished
 )
-AnyEvent = Ready | Progressed | PredictionReady | Stepped | Evaluated | Said | Finished
+
+ORDER: TypeAdapter[AnyOrder] = TypeAdapter(Order)
+EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Event)

@@ -56,6 +56,11 @@ class ModelSpec:
     needs_labels
         It learns from labels; otherwise it needs none, and has ``own_loss(image)`` and
         ``assign(order)``, which says which of its maps stands for which class.
+    context
+        Above 0: its convolutions are not padded, and ``valid(x)`` returns the maps of the
+        middle of ``x``, so many pixels less on each side. Tiles are then exact.
+    smallest_valid
+        Least side of those maps, in pixels; others are a multiple of the stride more.
     license
         Of this implementation.
     """
@@ -75,4 +80,6 @@ class ModelSpec:
     idle: tuple[str, ...] = ()
     is_exportable: bool = True
     needs_labels: bool = True
+    context: int = 0
+    smallest_valid: int = 1
     license: str = "BSD-3-Clause"

@@ -19,7 +19,8 @@ from segdesk.config.inference import InferenceConfig
 from segdesk.core.errors import CanceledError, InputError
 from segdesk.core.prediction import Prediction
 from segdesk.inference.predictor import Predictor
-from segdesk.inference.results import predict_to_folder
+from segdesk.inference.results import Watch, predict_to_folder
+from segdesk.inference.sampling import make_sampler
 from segdesk.io.images import hash_file
 from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import PredictOrder
@@ -43,14 +44,10 @@ def predict(
         model_folder=model, classes=classes, out=out, config=InferenceConfig(**config),
     )  # fmt: skip
     loaded = load_model(model)
-    return predict_to_folder(
-        order,
-        loaded,
-        Predictor(loaded, torch.device("cpu")),
-        device="cpu",
-        token=token or CancelToken(),
-        progress=progress,
-    )
+    predictor = Predictor(loaded, torch.device("cpu"))
+    sampler = make_sampler(order.config.uncertainty, [predictor.network])
+    watch = Watch(check=(token or CancelToken()).check, progress=progress)
+    return predict_to_folder(order, loaded, predictor, sampler, watch)
 
 
 def write(path: Path, shape: tuple[int, ...], dtype: str = "uint8") -> Path:
@@ -98,7 +95,7 @@ def test_provenance_is_enough_to_do_it_again(tmp_path: Path, make_model: MakeMod
     assert said["image_sha256"] == hash_file(image)
     assert said["weights_sha256"] == load_model(model).weights_sha256
     assert said["segdesk_version"] == __version__
-    assert said["config"] == {"device": "auto", **config}
+    assert said["config"] == InferenceConfig(**config).model_dump(mode="json")
     assert said["device"] == "cpu"
     assert said["seconds"] > 0
     again = predict(image, model, tmp_path / "again", **said["config"])

@@ -1,0 +1,225 @@
+"""Results on disk while they come in, chunk by chunk, so that no finished one is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import zarr
+
+from segdesk.inference.tiling import Box
+from segdesk.inference.uncertainty import unsure_pixels
+from segdesk.io.labels import write_plane
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float32]
+
+#: Side of a chunk, in pixels.
+CHUNK: Final = 512
+#: Results of more pixels than this stay Zarr: a TIFF of them is made in memory.
+TIFF_PIXELS: Final = 64 * 2**20
+_ORDER, _DONE = "order.json", "done.txt"
+
+#: Plane, and the chunk's row and column.
+Place = tuple[int, int, int]
+
+
+class ResultWriter:
+    """Labels, uncertainty and probabilities of an image in a folder.
+
+    A chunk is written when all its pixels are there. A folder that was left before its
+    end is gone on with where it was, if it was made for the same order.
+
+    Parameters
+    ----------
+    folder
+        Where to write; made if it is missing.
+    shape
+        (Z, Y, X) of the image.
+    lookup
+        uint8 (K,): the label value of each of the model's classes.
+    order
+        What decides the result, plain data.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shape: tuple[int, int, int],
+        lookup: npt.NDArray[np.uint8],
+        order: dict[str, Any],
+    ) -> None:
+        self.folder = folder
+        self.shape = shape
+        self._lookup = lookup
+        #: Chunks on disk, and how many unsure pixels each has.
+        self._done: dict[Place, int] = {}
+        self._open: dict[Place, _Chunk] = {}
+        self._start(json.dumps(order, sort_keys=True))
+
+    @property
+    def chunks(self) -> tuple[int, int]:
+        """Chunks that are finished, and all."""
+        depth, height, width = self.shape
+        return len(self._done), depth * -(-height // CHUNK) * -(-width // CHUNK)
+
+    @property
+    def unsure(self) -> float:
+        """Share of unsure pixels of the finished chunks."""
+        return sum(self._done.values()) / int(np.prod(self.shape))
+
+    def is_done(self, z: int, box: Box) -> bool:
+        """Whether all chunks that a part of a plane meets are finished."""
+        return all((z, y, x) in self._done for y, x in _chunks_of(box))
+
+    def take(self, z: int, box: Box, maps: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
+        """Take a part of a plane; return its labels (uint8) and uncertainty, (h, w).
+
+        Parameters
+        ----------
+        maps
+            float32 (K + 1, h, w): probabilities, and the uncertainty last.
+        """
+        probabilities, unsure = maps[:-1], maps[-1]
+        labels = self._lookup[probabilities.argmax(0)]
+        for y, x in _chunks_of(box):
+            place = z, y, x
+            if place in self._done:
+                continue
+            if place not in self._open:
+                self._open[place] = _Chunk(self._box(y, x), len(probabilities))
+            chunk = self._open[place]
+            if chunk.take(box, labels, unsure, probabilities):
+                self._write(place, chunk)
+                del self._open[place]
+        return labels, unsure
+
+    def leave(self, z: int) -> None:
+        """Forget the unfinished chunks of a plane: its tiles will come again."""
+        for place in [place for place in self._open if place[0] == z]:
+            del self._open[place]
+
+    def finish(self, *, is_flat: bool, as_tiff: bool) -> None:
+        """Turn what is there into the files of a prediction.
+
+        Parameters
+        ----------
+        is_flat
+            The image is (Y, X) and not a stack.
+        as_tiff
+            Write labels and uncertainty as TIFF; they stay Zarr arrays otherwise.
+        """
+        if as_tiff:
+            for name in ("labels", "uncertainty"):
+                array = np.asarray(zarr.open_array(str(self._path(name)), mode="r"))
+                write_plane(self.folder / f"{name}.tif", array[0] if is_flat else array)
+                shutil.rmtree(self._path(name))
+        for name in (_ORDER, _DONE):
+            (self.folder / name).unlink()
+
+    # How ---------------------------------------------------------------------
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.zarr"
+
+    def _start(self, order: str) -> None:
+        if not self._resumes(order):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            self._make(order)
+        self._labels, self._unsure, self._maps = (
+            zarr.open_array(str(self._path(name)), mode="r+")
+            for name in ("labels", "uncertainty", "probabilities")
+        )
+
+    def _resumes(self, order: str) -> bool:
+        """Read what an earlier try has finished, if it was for the same order."""
+        try:
+            if (self.folder / _ORDER).read_text("utf-8") != order:
+                return False
+            for line in (self.folder / _DONE).read_text("utf-8").splitlines():
+                z, y, x, unsure = map(int, line.split())
+                self._done[z, y, x] = unsure
+        except (OSError, ValueError):
+            self._done.clear()
+            return False
+        return True
+
+    def _make(self, order: str) -> None:
+        depth, height, width = self.shape
+        classes = len(self._lookup)
+        sides = min(CHUNK, height), min(CHUNK, width)
+        for name, dtype, front in (
+            ("labels", "uint8", ()),
+            ("uncertainty", "float32", ()),
+            ("probabilities", "float16", (classes,)),
+        ):
+            zarr.create_array(
+                store=str(self._path(name)),
+                shape=(*front, depth, height, width),
+                chunks=(*front, 1, *sides),
+                dtype=dtype,
+                dimension_names=(*("class" for _ in front), "z", "y", "x"),
+            )
+        (self.folder / _DONE).touch()
+        (self.folder / _ORDER).write_text(order, "utf-8")
+
+    def _box(self, y: int, x: int) -> Box:
+        _, height, width = self.shape
+        top, left = y * CHUNK, x * CHUNK
+        return Box(top, min(top + CHUNK, height), left, min(left + CHUNK, width))
+
+    def _write(self, place: Place, chunk: _Chunk) -> None:
+        z, rows, columns = place[0], *chunk.box.slices
+        self._labels[z, rows, columns] = chunk.labels
+        self._unsure[z, rows, columns] = chunk.unsure
+        self._maps[:, z, rows, columns] = chunk.maps
+        with (self.folder / _DONE).open("a", encoding="utf-8") as done:
+            done.write(f"{' '.join(map(str, place))} {chunk.unsure_pixels}\n")
+        self._done[place] = chunk.unsure_pixels
+
+
+class _Chunk:
+    """A chunk that is being filled."""
+
+    def __init__(self, box: Box, classes: int) -> None:
+        self.box = box
+        shape = box.bottom - box.top, box.right - box.left
+        self.labels = np.empty(shape, np.uint8)
+        self.unsure = np.empty(shape, np.float32)
+        self.maps = np.empty((classes, *shape), np.float16)
+        self.unsure_pixels = 0
+        self._missing = box.area
+
+    def take(self, box: Box, labels: npt.NDArray[np.uint8], unsure: Floats, maps: Floats) -> bool:
+        """Copy what lies in the chunk; return whether it is full."""
+        top, left = max(box.top, self.box.top), max(box.left, self.box.left)
+        bottom, right = min(box.bottom, self.box.bottom), min(box.right, self.box.right)
+        here = (slice(top - self.box.top, bottom - self.box.top),
+                slice(left - self.box.left, right - self.box.left))  # fmt: skip
+        there = slice(top - box.top, bottom - box.top), slice(left - box.left, right - box.left)
+        self.labels[here] = labels[there]
+        self.unsure[here] = unsure[there]
+        self.maps[:, *here] = maps[:, *there]
+        self.unsure_pixels += int(unsure_pixels(maps[:, *there]).sum())
+        self._missing -= (bottom - top) * (right - left)
+        return self._missing == 0
+
+
+def _chunks_of(box: Box) -> list[tuple[int, int]]:
+    """Return row and column of the chunks that a part of a plane meets."""
+    return [
+        (y, x)
+        for y in range(box.top // CHUNK, (box.bottom - 1) // CHUNK + 1)
+        for x in range(box.left // CHUNK, (box.right - 1) // CHUNK + 1)
+    ]
