@@ -89,11 +89,7 @@ def read_image(path: Path) -> ImageData:
     """
     path = Path(path)
     raster = read_raster(path)
-    data = _colors(raster)
-    if data.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            data = data.astype(np.float32, copy=False)
-        _check_finite(path, data)
+    data = to_numbers(_colors(raster), path.name)
     return ImageData(data, "YXC" if data.ndim == 3 else "ZYXC", raster.dtype)
 
 
@@ -153,25 +149,43 @@ def hash_file(path: Path) -> str:
 
 
 def _colors(raster: Raster) -> npt.NDArray[Any]:
-    if raster.palette is None:
-        return raster.data
-    # An index beyond a short palette is black, as Pillow shows it.
-    size = max(len(raster.palette), int(raster.data.max()) + 1)
-    table = np.zeros((size, 3), np.uint8)
-    table[: len(raster.palette)] = raster.palette
-    return np.take(table, raster.data[..., 0], axis=0)
+    return raster.data if raster.palette is None else show_colors(raster.data, raster.palette)
 
 
-def _check_finite(path: Path, data: npt.NDArray[np.float32]) -> None:
+def show_colors(indices: npt.NDArray[Any], palette: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Turn palette indices, (..., 1), into their colours, uint8 (..., 3).
+
+    An index beyond a short palette is black, as Pillow shows it.
+    """
+    table = np.zeros((max(len(palette), int(indices.max()) + 1), 3), np.uint8)
+    table[: len(palette)] = palette
+    return np.take(table, indices[..., 0], axis=0)
+
+
+def to_numbers(data: npt.NDArray[Any], what: str) -> npt.NDArray[Any]:
+    """Give values of a kind read from disk the one they have in memory.
+
+    float64 and float16 become float32; ``what`` names the image, and the place in it,
+    in the error.
+
+    Raises
+    ------
+    InputError
+        There are NaN or infinite values.
+    """
+    if data.dtype.kind != "f":
+        return data
+    with np.errstate(over="ignore"):
+        data = data.astype(np.float32, copy=False)
     finite = np.isfinite(data)
     if finite.all():
-        return
+        return data
     bad_pixels = ~finite.all(axis=-1)
     nans = int(np.isnan(data).any(axis=-1).sum())
     infinite = int(bad_pixels.sum()) - nans
     kinds = [f"{n} {kind}" for n, kind in ((nans, "NaN"), (infinite, "infinite")) if n]
     noun = "pixel" if nans + infinite == 1 else "pixels"
     raise InputError(
-        f"{path.name} contains {' and '.join(kinds)} {noun}; "
+        f"{what} contains {' and '.join(kinds)} {noun}; "
         "replace them with numbers and save the file again."
     )

@@ -185,39 +185,70 @@ def _read_deep_png(content: bytes, kind: int) -> Raster:
 
 
 def _read_tiff(path: Path) -> Raster:
-    with _complaints() as complaints, tifffile.TiffFile(path) as tiff:
+    with tiff_complaints() as complaints, tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
-        page = series.keyframe
-        size = path.stat().st_size
-        for frame in series.pages:
-            if frame is None:
-                raise InputError(
-                    f"{path.name} refers to other files that are not beside it; copy those too."
-                )
-            segments = zip(frame.dataoffsets, frame.databytecounts, strict=True)
-            if any(offset + count > size for offset, count in segments):
-                raise ValueError("pixels beyond the end of the file")
-        data, axes = np.asarray(series.asarray()), series.axes.upper()
+        layout = tiff_layout(path, series)
+        data = np.asarray(series.asarray())
+        is_jpeg = series.keyframe.compression == tifffile.COMPRESSION.JPEG
     if complaints:
         raise ValueError(complaints[0])
+    if layout.alpha:
+        data = np.delete(data, layout.alpha, layout.axes.index("S"))
+    return _raster(_channels_last(data, layout.axes), layout.palette, lossy=is_jpeg)
+
+
+@dataclass(frozen=True, slots=True)
+class TiffLayout:
+    """What the axes and values of a TIFF series mean.
+
+    Attributes
+    ----------
+    axes
+        A letter per axis: Y, X, channels C and S (samples); all others are stacked.
+    alpha
+        Indices along S that hold transparency.
+    palette
+        uint8 (N, 3) colours of the indices, None for files without.
+    """
+
+    axes: str
+    alpha: tuple[int, ...]
+    palette: npt.NDArray[np.uint8] | None
+
+
+def tiff_layout(path: Path, series: tifffile.TiffPageSeries) -> TiffLayout:
+    """Check that a series is a whole image, and say how it lies.
+
+    Raises
+    ------
+    InputError
+        It refers to files that are not there, or has no Y or X.
+    ValueError
+        The file is cut short.
+    """
+    size = path.stat().st_size
+    for frame in series.pages:
+        if frame is None:
+            raise InputError(
+                f"{path.name} refers to other files that are not beside it; copy those too."
+            )
+        segments = zip(frame.dataoffsets, frame.databytecounts, strict=True)
+        if any(offset + count > size for offset, count in segments):
+            raise ValueError("pixels beyond the end of the file")
+    page, axes, shape = series.keyframe, series.axes.upper(), series.shape
     if "Y" not in axes or "X" not in axes:
         raise InputError(f"{path.name} has axes {axes} and so is not an image; export it again.")
-    if axes == "QYX" and data.shape[2] <= MOST_CHANNELS < min(data.shape[:2]):
+    if axes == "QYX" and shape[2] <= MOST_CHANNELS < min(shape[:2]):
         axes = "YXC"  # saved from a (Y, X, C) array without a word on its axes
+    alpha: tuple[int, ...] = ()
     if "S" in axes:
-        data = _without_alpha(data, axes.index("S"), tuple(page.extrasamples))
+        first = shape[axes.index("S")] - len(page.extrasamples)
+        kinds = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+        alpha = tuple(first + i for i, s in enumerate(page.extrasamples) if s in kinds)
     colors = None
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
         colors = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
-    return _raster(
-        _channels_last(data, axes), colors, lossy=page.compression == tifffile.COMPRESSION.JPEG
-    )
-
-
-def _without_alpha(data: Pixels, axis: int, extra_samples: tuple[int, ...]) -> Pixels:
-    first = data.shape[axis] - len(extra_samples)
-    alpha = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
-    return np.delete(data, [first + i for i, s in enumerate(extra_samples) if s in alpha], axis)
+    return TiffLayout(axes, alpha, colors)
 
 
 def _channels_last(data: Pixels, axes: str) -> Pixels:
@@ -244,7 +275,7 @@ def _raster(
 
 
 @contextmanager
-def _complaints() -> Iterator[list[str]]:
+def tiff_complaints() -> Iterator[list[str]]:
     """Collect what tifffile logs as an error: it returns fewer pages instead of raising."""
     found: list[str] = []
     thread = threading.get_ident()

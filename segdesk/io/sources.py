@@ -1,0 +1,126 @@
+"""Images by file name, folder or address, read a piece at a time where they can be large.
+
+OME-Zarr 0.1 to 0.5 and plain Zarr arrays, in a folder, a ``.zip`` or at an address
+that fsspec knows; large TIFF and OME-TIFF files; everything else is read whole by
+:mod:`segdesk.io.images`, whose values and shapes these have too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+from segdesk.core.errors import InputError
+from segdesk.io.atomic import explain_os_errors
+from segdesk.io.boxes import ImageSource, WholeImage
+from segdesk.io.images import hash_file, read_image
+from segdesk.io.tiffs import is_tiff, open_tiff
+
+__all__ = [
+    "Address",
+    "ImageSource",
+    "hash_source",
+    "is_remote",
+    "is_zarr",
+    "local_path",
+    "open_source",
+]
+
+Address = str | Path
+
+#: A TIFF of fewer decoded bytes than this is read whole.
+WHOLE_BYTES: Final = 64 * 2**20
+
+METADATA_NAMES: Final = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+
+
+def open_source(address: Address, *, whole_below: int = WHOLE_BYTES) -> ImageSource:
+    """Open an image for reading it in pieces.
+
+    Parameters
+    ----------
+    address
+        A file; an OME-Zarr or Zarr folder, or one zipped; or an address such as
+        ``s3://bucket/image.ome.zarr`` (fsspec's package for it must be installed).
+    whole_below
+        TIFF files of fewer decoded bytes are read whole at once.
+
+    Raises
+    ------
+    InputError
+        There is no image, or none that SegDesk reads; of a file that is read whole,
+        also what :func:`~segdesk.io.images.read_image` raises.
+    """
+    if is_zarr(address):
+        from segdesk.io.zarrs import open_zarr  # takes half a second, and few need it
+
+        return open_zarr(str(address) if is_remote(address) else local_path(address))
+    if is_remote(address):
+        raise InputError(
+            f"{address} does not end in .zarr; of addresses SegDesk reads OME-Zarr and Zarr only."
+        )
+    path = local_path(address)
+    source = open_tiff(path, whole_below) if is_tiff(path) else None
+    return source or WholeImage(path.name, read_image(path))
+
+
+def is_remote(address: Address) -> bool:
+    """Tell whether this is an address for fsspec and not a path of this computer."""
+    return "://" in str(address) and not str(address).startswith("file://")
+
+
+def local_path(address: Address) -> Path:
+    """Return the path of a file or folder of this computer, ``file://`` taken off."""
+    return Path(str(address).removeprefix("file://"))
+
+
+def is_zarr(address: Address) -> bool:
+    """Tell whether this names a Zarr group or array, by its name or what lies in it."""
+    text = str(address).rstrip("/\\")
+    if text.endswith((".zarr", ".zarr.zip")):
+        return True
+    if is_remote(address):
+        return ".zarr/" in text
+    path = local_path(address)
+    return path.is_dir() and any((path / name).is_file() for name in METADATA_NAMES)
+
+
+def hash_source(address: Address) -> str:
+    """Return a SHA-256 that changes with the image, hexadecimal.
+
+    Of a file, its bytes. Of a Zarr folder, the names and bytes of its files in sorted
+    order, without the masks in its ``labels`` folder. Of an address, its metadata
+    documents and, where the server lists them, each chunk's name, size and entity tag:
+    its pixels are not fetched for this, so a server without a listing hides changed pixels.
+
+    Raises
+    ------
+    InputError
+        The image is missing or may not be read.
+    """
+    if is_remote(address):
+        from segdesk.io.zarrs import hash_remote
+
+        return hash_remote(str(address))
+    path = local_path(address)
+    if not path.is_dir():
+        return hash_file(path)
+    digest = hashlib.sha256()
+    with explain_os_errors(path, reading=True):
+        for file in _files_of(path):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as stream:
+                while part := stream.read(2**20):
+                    digest.update(part)
+    return digest.hexdigest()
+
+
+def _files_of(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, files in os.walk(folder):
+        if Path(parent) == folder:
+            folders[:] = [name for name in folders if name != "labels"]
+        found += [Path(parent, name) for name in files]
+    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
