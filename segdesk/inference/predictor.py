@@ -323,7 +323,7 @@ class Predictor:
             self._say(f"Memory ran out on {where}: the processor goes on, which is slower.")
             return
         raise InputError(
-            f"Memory ran out with tiles of {side} pixels, the smallest that are of use; close other "
+            f"Memory ran out with tiles of {side} pixels, the smallest of use; close other "
             "programs, or choose a smaller model."
         )
 
