@@ -15,10 +15,18 @@ UNSURE_MARGIN = 0.5
 
 
 class UncertaintyKind(StrEnum):
-    """How uncertainty is computed from class probabilities; all lie in 0..1."""
+    """What uncertainty is computed from; all lie in 0..1."""
 
+    #: Of one pass: how spread the probability is.
     ENTROPY = "entropy"
+    #: Of one pass: how close the two best classes are.
     MARGIN = "margin"
+    #: Of several: how far they disagree, with parts of the model left out at random,
+    DROPOUT = "dropout"
+    #: with the image flipped and turned,
+    AUGMENTATION = "augmentation"
+    #: or with other models.
+    ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True, slots=True)

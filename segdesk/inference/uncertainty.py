@@ -1,10 +1,15 @@
-"""How unsure a model is of each pixel, from its class probabilities."""
+"""How unsure a model is of each pixel, from its class probabilities.
+
+For class maps before the softmax, and for several passes, see
+:mod:`segdesk.inference.sampling`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import xlog1py, xlogy
 
 from segdesk.core.prediction import UNSURE_MARGIN, UncertaintyKind
 
@@ -17,26 +22,34 @@ if TYPE_CHECKING:
 def entropy(probabilities: Floats) -> Floats:
     """Return Shannon entropy over its maximum, 0 (sure) to 1 (guessing).
 
+    Keeps the order of pixels however sure the model is: what is lacking to 1 is taken
+    from the other classes, whose probabilities are exact where the largest rounds to 1.
+
     Parameters
     ----------
     probabilities
         float32 (K, ...), summing to one over K.
     """
-    p = np.clip(probabilities, 1e-7, 1.0)
-    values: Floats = -(p * np.log(p)).sum(0) / np.log(len(p))
-    return np.clip(values, 0.0, 1.0)
+    rising = np.sort(probabilities, axis=0)
+    others = rising[:-1]
+    rest = np.minimum(others.sum(0), 1.0)
+    of_best = np.where(rest < 0.5, xlog1py(1.0 - rest, -rest), xlogy(rising[-1], rising[-1]))
+    values = -(of_best + xlogy(others, others).sum(0)) / np.log(len(rising))
+    return np.clip(values, 0.0, 1.0).astype(np.float32)
 
 
 def margin(probabilities: Floats) -> Floats:
     """Return one minus the lead of the best class, 0 (sure) to 1 (a tie).
 
+    Keeps the order of pixels however sure the model is, see :func:`entropy`.
+
     Parameters
     ----------
     probabilities
         float32 (K, ...), summing to one over K.
     """
-    top = np.partition(probabilities, -2, axis=0)[-2:]
-    values: Floats = np.clip(1.0 - (top[1] - top[0]), 0.0, 1.0)
+    rising = np.sort(probabilities, axis=0)
+    values: Floats = np.clip(rising[:-1].sum(0) + rising[-2], 0.0, 1.0)
     return values
 
 
@@ -44,7 +57,13 @@ _KINDS = {UncertaintyKind.ENTROPY: entropy, UncertaintyKind.MARGIN: margin}
 
 
 def uncertainty(kind: UncertaintyKind, probabilities: Floats) -> Floats:
-    """Return the uncertainty of the given kind, shape of one probability map."""
+    """Return the uncertainty of the given kind, shape of one probability map.
+
+    Parameters
+    ----------
+    kind
+        Entropy or margin; what several passes tell cannot be had from their mean.
+    """
     return _KINDS[kind](probabilities)
 
 

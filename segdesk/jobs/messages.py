@@ -22,7 +22,10 @@ class _Message(BaseModel):
 
 
 class PredictOrder(_Message):
-    """Predict one image and write the result to ``out``."""
+    """Predict one image and write the result to ``out``.
+
+    ``companions``: folders of the further models of an ensemble.
+    """
 
     order: Literal["predict"] = "predict"
     job: str
@@ -34,6 +37,7 @@ class PredictOrder(_Message):
     classes: tuple[str, ...]
     out: Path
     config: InferenceConfig
+    companions: tuple[Path, ...] = ()
 
 
 class CancelOrder(_Message):
