@@ -18,8 +18,11 @@ from segdesk.session.projects import (
     parse_classes,
     remove_image,
 )
-from segdesk.session.reviewing import next_samples
+from segdesk.session.reviewing import next_samples, region_words, regions
 from segdesk.session.session import Session
+
+#: Uncertain places named for each image; ``--json`` has them all.
+SHOWN_REGIONS = 3
 
 
 def register(app: typer.Typer) -> None:
@@ -141,13 +144,26 @@ def review(
     count: int = typer.Option(1, "--next", min=1, help="How many to name."),
     as_json: bool = typer.Option(False, "--json", help="Report as JSON."),
 ) -> None:
-    """Say which images to look at next, and why."""
+    """Say which images to look at next, where in them, and why."""
     with ProjectStore.open(project, read_only=True) as store:
-        found = next_samples(Session(store), count)
+        session = Session(store)
+        found = [(s, regions(session, s.sample)) for s in next_samples(session, count)]
     if as_json:
-        show_json([{"image": s.sample.name, "id": s.sample.id, "why": s.reason} for s in found])
+        show_json(
+            [
+                {
+                    "image": s.sample.name,
+                    "id": s.sample.id,
+                    "why": s.reason,
+                    "regions": [place.as_dict() for place in places],
+                }
+                for s, places in found
+            ]
+        )
         return
     if not found:
         show("Every image is accepted; there is nothing left to look at.")
-    for suggestion in found:
+    for suggestion, places in found:
         show(f"{suggestion.sample.name}: {suggestion.reason}")
+        for place in places[:SHOWN_REGIONS]:
+            show(f"  {region_words(place, is_stack=suggestion.sample.is_stack)}")

@@ -24,9 +24,40 @@ class InferenceConfig(Knobs):
     uncertainty: UncertaintyKind = Field(
         UncertaintyKind.MARGIN,
         title="Uncertainty",
-        description="margin: how close the two best classes are; "
-        "entropy: how spread the probability is over all classes.",
-        json_schema_extra={"basic": True},
+        description="What is measured to find the places where the model may be wrong.",
+        json_schema_extra={
+            "basic": True,
+            "choices": {
+                "margin": "How close the two best classes are: near the border between them the "
+                "model is unsure. Costs nothing extra.",
+                "entropy": "How spread the probability is over all classes; with two classes "
+                "the same order as margin. Costs nothing extra.",
+                "dropout": "Asks the model several times, each time with other parts of it left "
+                "out, and shows where the answers disagree. As many times as long as there are "
+                "passes: 8 by default.",
+                "augmentation": "Asks about the image flipped and turned, and shows where the "
+                "answers disagree; the mask is their mean. 8 times as long; 4 times, flips only, "
+                "with fewer than 8 passes.",
+                "ensemble": "Asks several models, or rounds of one, and shows where they "
+                "disagree; the mask is their mean. As many times as long as there are models.",
+            },
+        },
+    )
+    passes: int = Field(
+        8,
+        ge=2,
+        le=64,
+        title="Passes",
+        description="How often the model is asked for the uncertainty dropout; more is smoother "
+        "and slower. For augmentation, fewer than 8 means flips without turns: 4 passes.",
+    )
+    companions: str = Field(
+        "",
+        title="Companions",
+        description="Further models for the uncertainty ensemble: names with commas between them. "
+        "They need the classes and channels of the model in use. Empty: the newest other rounds "
+        "of that model, up to four.",
+        json_schema_extra={"empty": "other rounds of the model"},
     )
     tile_size: int = Field(
         512,

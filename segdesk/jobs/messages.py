@@ -36,6 +36,8 @@ class PredictOrder(_Message):
 
     Attributes
     ----------
+    companions
+        Folders of the further models of an ensemble.
     view
         Where a user is looking: tiles there come first, and their results are sent as
         soon as they are there. An older order with a view is called off by a newer one.
@@ -55,6 +57,7 @@ class PredictOrder(_Message):
     classes: tuple[str, ...]
     out: Path
     config: InferenceConfig
+    companions: tuple[Path, ...] = ()
     view: View | None = None
     level: int = 0
     as_tiff: bool | None = None

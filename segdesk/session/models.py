@@ -132,9 +132,19 @@ def _set_current(session: Session, entry: ModelEntry) -> None:
     session.events.model_changed.emit(entry.name)
 
 
+def rounds_of(entry: ModelEntry, store: ProjectStore | None = None) -> list[ModelEntry]:
+    """Return the other rounds of a model, from old to new: base, base-r1, base-r2, ..."""
+    stem = _stem(entry.name)
+    return [e for e in list_models(store) if _stem(e.name) == stem and e.folder != entry.folder]
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"-r\d+$", "", name)
+
+
 def next_model_name(store: ProjectStore, base: str) -> str:
     """Return a free name for a model fine-tuned from ``base``: base-r1, base-r2, ..."""
-    stem = re.sub(r"-r\d+$", "", base)
+    stem = _stem(base)
     taken = {entry.name for entry in list_models(store)} | {r.new_model for r in store.runs()}
     number = 1
     while f"{stem}-r{number}" in taken or (store.folder / "models" / f"{stem}-r{number}").exists():

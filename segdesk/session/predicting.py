@@ -1,25 +1,37 @@
-"""Asking for predictions."""
+"""Asking for predictions, and what they will cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.annotation import Annotation
 from segdesk.core.errors import InputError
-from segdesk.core.prediction import Prediction
-from segdesk.core.sample import Sample
+from segdesk.core.prediction import Prediction, UncertaintyKind
+from segdesk.core.sample import Sample, Status
 from segdesk.io.labels import read_plane
 from segdesk.io.packages import hash_weights
+from segdesk.io.store import ProjectStore
 from segdesk.jobs.messages import PredictOrder
-from segdesk.session.models import ModelEntry, current_model, find_model
+from segdesk.session.models import ModelEntry, current_model, find_model, rounds_of
 from segdesk.session.session import Session
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+#: An ensemble of rounds has so many besides the model in use: five in all, after
+#: Lakshminarayanan et al., NeurIPS 2017; more gained little there.
+MOST_COMPANIONS: Final = 4
+#: So many earlier predictions tell how long the next takes.
+REMEMBERED: Final = 8
 
 
 def request(
@@ -33,7 +45,8 @@ def request(
     Raises
     ------
     InputError
-        No model is chosen or fits the classes, or an image is gone.
+        No model is chosen or fits the classes, a companion of an ensemble does not go
+        with it, or an image is gone.
     """
     store = session.store
     entry = find_model(model, store) if model else current_model(store)
@@ -49,6 +62,9 @@ def request(
                 f"'segdesk remove {store.folder.name} {sample.name}'."
             )
         check_channels(sample, entry)
+    companions = find_companions(config, entry, store)
+    if companions:  # the names, so that the provenance says which they were
+        config = config.model_copy(update={"companions": ",".join(companions)})
     weights = hash_weights(entry.folder)
     jobs = []
     for sample in samples:
@@ -62,10 +78,156 @@ def request(
             classes=store.classes.names,
             out=store.folder / "predictions" / sample.id / f"{entry.name}-{weights[:8]}",
             config=config,
+            companions=tuple(other.folder for other in companions.values()),
         )
         jobs.append(order.job)
         session.backend.predict(order)
     return jobs
+
+
+def find_companions(
+    config: InferenceConfig, entry: ModelEntry, store: ProjectStore | None = None
+) -> dict[str, ModelEntry]:
+    """Return the further models of an ensemble by the names they were asked for.
+
+    Those of ``config.companions``, else the newest other rounds of the model. Empty for
+    other kinds of uncertainty.
+
+    Raises
+    ------
+    InputError
+        There is no such model or no other round, or it does not go with the model.
+    """
+    if config.uncertainty is not UncertaintyKind.ENSEMBLE:
+        return {}
+    names = list(dict.fromkeys(n.strip() for n in config.companions.split(",") if n.strip()))
+    found = {name: find_model(name, store) for name in names}
+    for other in found.values():
+        _require_kin(other, entry)
+    if not names:
+        rounds = [other for other in rounds_of(entry, store) if not _misfit(other, entry)]
+        found = {other.name: other for other in rounds[-MOST_COMPANIONS:]}
+    found = {n: other for n, other in found.items() if other.folder != entry.folder}
+    if not found:
+        raise InputError(
+            f"An ensemble needs further models, and {entry.name!r} has no other rounds here; name "
+            "some under Companions (companions=NAME,NAME), or choose another uncertainty."
+        )
+    return found
+
+
+def _require_kin(other: ModelEntry, entry: ModelEntry) -> None:
+    if reason := _misfit(other, entry):
+        raise InputError(f"{reason}; name another model under Companions.")
+
+
+def _misfit(other: ModelEntry, entry: ModelEntry) -> str:
+    """Say why a model cannot see the same images and name the same classes; else empty."""
+    card, own = other.card, entry.card
+    if set(card.classes) != set(own.classes):
+        return (
+            f"The companion {other.name!r} knows {', '.join(card.classes)}, but {entry.name!r} "
+            f"knows {', '.join(own.classes)}"
+        )
+    if card.channels != own.channels:
+        return (
+            f"The companion {other.name!r} takes images of {card.channels} channels, but "
+            f"{entry.name!r} takes {own.channels}"
+        )
+    if card.normalization != own.normalization:
+        return f"The companion {other.name!r} scales pixels in another way than {entry.name!r}"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What predicting some images takes.
+
+    ``passes`` of the model for each image, and ``seconds`` for all of them: None until
+    this model has predicted an image here.
+    """
+
+    images: int
+    passes: int
+    seconds: float | None
+
+    @property
+    def words(self) -> str:
+        """Say it in a line."""
+        what = "this image" if self.images == 1 else f"{self.images} images"
+        passes = f"{self.passes} pass{'' if self.passes == 1 else 'es'}"
+        if self.seconds is not None:
+            each = "" if self.images == 1 else " each"
+            return f"About {_duration(self.seconds)} for {what}, {passes}{each}."
+        longer = f", {self.passes} times as long as margin" if self.passes > 1 else ""
+        return f"{passes} for each image{longer}; how long is known after the first prediction."
+
+
+def cost(
+    session: Session,
+    samples: Sequence[Sample],
+    config: InferenceConfig,
+    model: str | None = None,
+) -> Cost:
+    """Return what predicting takes, from how long the model took before in this project.
+
+    Predictions with as many passes count alone where there are some: reading and writing
+    an image takes its time however many passes there are.
+
+    Raises
+    ------
+    InputError
+        There is no such model, or no companion for an ensemble.
+    """
+    store = session.store
+    entry = find_model(model, store) if model else current_model(store)
+    if entry is None:
+        return Cost(len(samples), count_passes(config), None)
+    companions = find_companions(config, entry, store)
+    passes = count_passes(config, len(companions))
+    told = list(islice(_earlier(session, entry, config), REMEMBERED))
+    alike = [speed for count, speed in told if count == passes]
+    speeds = alike or [speed for _, speed in told]
+    if not speeds:
+        return Cost(len(samples), passes, None)
+    pixels = sum(math.prod(sample.shape) for sample in samples)
+    return Cost(len(samples), passes, statistics.median(speeds) * pixels * passes)
+
+
+def count_passes(config: InferenceConfig, companions: int = 0) -> int:
+    """Return how often the model is asked about each pixel."""
+    if config.uncertainty is UncertaintyKind.DROPOUT:
+        return config.passes
+    if config.uncertainty is UncertaintyKind.AUGMENTATION:
+        return 8 if config.passes >= 8 else 4
+    if config.uncertainty is UncertaintyKind.ENSEMBLE:
+        return 1 + companions
+    return 1
+
+
+def _earlier(
+    session: Session, entry: ModelEntry, config: InferenceConfig
+) -> Iterator[tuple[int, float]]:
+    """Yield passes, and seconds per pixel and pass, of what the model predicted here."""
+    asked = (sample for sample in session.store.samples() if sample.status is not Status.NEW)
+    for sample in asked:
+        prediction = session.store.prediction(sample.id, entry.name)
+        made = read_provenance(prediction) if prediction is not None else {}
+        try:
+            then = InferenceConfig.model_validate(made["config"])
+            seconds = float(made["seconds"])
+        except (KeyError, ValueError, TypeError):
+            continue
+        if then.device == config.device:
+            names = [name for name in then.companions.split(",") if name.strip()]
+            passes = count_passes(then, len(names))
+            yield passes, seconds / (passes * math.prod(sample.shape))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def check_channels(sample: Sample, entry: ModelEntry) -> None:
@@ -103,6 +265,22 @@ def read_prediction(
     """Read labels (uint8) and uncertainty (float32, 0 to 1), spatial shape."""
     labels = read_plane(prediction.labels_path).astype(np.uint8, copy=False)
     return labels, read_plane(prediction.uncertainty_path).astype(np.float32, copy=False)
+
+
+def read_provenance(prediction: Prediction) -> dict[str, Any]:
+    """Return how a prediction was made; empty where its file is missing or damaged."""
+    try:
+        made = json.loads((prediction.folder / "provenance.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return made if isinstance(made, dict) else {}
+
+
+def uncertainty_kind(prediction: Prediction) -> UncertaintyKind:
+    """Return which uncertainty a prediction holds; margin where that is not known."""
+    config = read_provenance(prediction).get("config")
+    name = config.get("uncertainty") if isinstance(config, dict) else None
+    return UncertaintyKind(name) if name in list(UncertaintyKind) else UncertaintyKind.MARGIN
 
 
 def starting_annotation(session: Session, sample: Sample) -> Annotation:

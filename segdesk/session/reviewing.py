@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Final
 
+from segdesk.core.prediction import Prediction
 from segdesk.core.sample import Sample, Status
+from segdesk.inference.regions import Region, find_regions_of_stack
+from segdesk.io.labels import read_plane
+from segdesk.session.predicting import current_prediction
 from segdesk.session.session import Session
+
+#: What the writer of a prediction may have left beside its uncertainty.
+REGIONS_FILE: Final = "regions.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,56 @@ def next_samples(session: Session, count: int = 1, skip: str = "") -> list[Sugge
     open_ = [s for s in session.store.samples() if s.status is not Status.ACCEPTED and s.id != skip]
     open_.sort(key=lambda s: -1.0 if s.score is None else s.score, reverse=True)
     return [Suggestion(s, _why(s)) for s in open_[:count]]
+
+
+def read_regions(prediction: Prediction) -> list[Region]:
+    """Return the most uncertain places of a predicted image, the worst first.
+
+    From ``regions.json`` in the prediction's folder where it is there, else from the
+    uncertainty itself. Reads files only: any thread may call it.
+
+    Raises
+    ------
+    SegDeskError
+        The uncertainty cannot be read.
+    """
+    try:
+        stored = json.loads((prediction.folder / REGIONS_FILE).read_text("utf-8"))
+        return [Region(**entry) for entry in stored]
+    except (OSError, ValueError, TypeError):
+        return find_regions_of_stack(read_plane(prediction.uncertainty_path))
+
+
+def regions(session: Session, sample: Sample) -> list[Region]:
+    """Return :func:`read_regions` for the model in use; empty before it was asked."""
+    prediction = current_prediction(session, sample.id)
+    return read_regions(prediction) if prediction is not None else []
+
+
+def next_region(
+    session: Session, sample: Sample, after: Region | None = None
+) -> Region | None:
+    """Return the uncertain place that comes after one, and after the last the first again.
+
+    None where there is none.
+    """
+    return region_after(regions(session, sample), after)
+
+
+def region_after(found: list[Region], after: Region | None) -> Region | None:
+    """Return the place behind ``after`` in a list, the first behind the last."""
+    if not found:
+        return None
+    return found[(found.index(after) + 1) % len(found)] if after in found else found[0]
+
+
+def region_words(region: Region, *, is_stack: bool = False) -> str:
+    """Say where a place is and why to look at it."""
+    plane = f"plane {region.z + 1}, " if is_stack else ""
+    return (
+        f"{plane}x {region.x} to {region.x + region.width}, "
+        f"y {region.y} to {region.y + region.height}: mean uncertainty {region.mean:.1%}"
+    )
 
 
 def _why(sample: Sample) -> str:

@@ -19,6 +19,7 @@ from segdesk.core.classes import ClassMap
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction
 from segdesk.core.sample import Sample
+from segdesk.inference.regions import Region
 from segdesk.io.images import ImageData, read_image
 from segdesk.io.masks import read_mask
 from segdesk.io.store import ProjectStore
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from napari import Viewer
 
 Result = TypeVar("Result")
+
+#: An uncertain place is shown with so many times its width around it.
+SURROUNDINGS = 2.5
 
 Maps = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
 
@@ -205,6 +209,20 @@ class Workbench:
             partial(_read_sample, sample, prediction, session.store.classes),
             partial(self._show, self._opening),
         )
+
+    def look_at(self, region: Region) -> None:
+        """Move the camera to a place of the sample on screen, with some surroundings."""
+        labels = self.layers.labels if self.layers is not None else None
+        if labels is None:
+            return
+        *before, rows, columns = labels.data.shape
+        if before:
+            self.viewer.dims.set_current_step(0, region.z)
+        self.viewer.reset_view()  # the whole image: its zoom tells how large the canvas is
+        across = max(region.height / rows, region.width / columns) * SURROUNDINGS
+        camera = self.viewer.scene.camera
+        camera.center = (region.y + region.height / 2, region.x + region.width / 2)
+        camera.zoom *= max(1.0, 1.0 / across)
 
     def predict(self, sample_ids: list[str]) -> list[str]:
         """Order predictions with the model in use; returns the job ids.

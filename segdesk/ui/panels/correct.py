@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from napari.layers import Labels
@@ -17,7 +18,8 @@ from qtpy.QtWidgets import (
 )
 
 from segdesk.core.sample import Status
-from segdesk.session import reviewing
+from segdesk.inference.regions import Region
+from segdesk.session import predicting, reviewing
 from segdesk.session.session import Session
 from segdesk.ui.bridge import reporting
 from segdesk.ui.legend import swatch
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from segdesk.ui.workbench import Workbench
 
 NO_PROJECT = "Open a project first."
+NOT_PREDICTED = "Predict this image first, in the Predict panel."
 NO_SAMPLE = "Click an image in the Project panel first."
 
 #: napari's mode, name and explanation of each tool.
@@ -60,6 +63,13 @@ class CorrectPanel(Panel):
         self.redo = ActionButton("Redo", self._redo, "Do it again (Ctrl+Shift+Z).")
         self.saved = Hint()
         self.accept = ActionButton("Accept image", self._accept)
+        self.place = ActionButton(
+            "Next uncertain place",
+            self._next_place,
+            "Move to the next of the places in this image where the model is least sure.",
+        )
+        self.place_hint = Hint()
+        self._place: Region | None = None
         self.next = ActionButton("Next most uncertain image", self._next)
         self.next_hint = Hint()
         self.reference = QCheckBox("Show reference mask (green outline)")
@@ -92,6 +102,8 @@ class CorrectPanel(Panel):
         self.column.addWidget(heading("This image"))
         self.column.addWidget(self.accept)
         self.column.addWidget(self.reference)
+        self.column.addWidget(self.place)
+        self.column.addWidget(self.place_hint)
         self.column.addWidget(heading("Then"))
         self.column.addWidget(self.next)
         self.column.addWidget(self.next_hint)
@@ -132,6 +144,8 @@ class CorrectPanel(Panel):
 
     @reporting()
     def _on_shown(self, _sample_id: str) -> None:
+        self._place = None  # another image, or another prediction of this one
+        self.place_hint.say("")
         layers = self._workbench.layers
         self._follow(layers.labels if layers is not None else None)
         if layers is not None and layers.reference is not None:
@@ -210,6 +224,29 @@ class CorrectPanel(Panel):
         if suggestion is not None:
             self._workbench.show_sample(suggestion.sample.id)
 
+    def _next_place(self) -> None:
+        session, sample_id = self._workbench.session, self._workbench.current_sample_id
+        if session is None or sample_id is None:
+            return
+        prediction = predicting.current_prediction(session, sample_id)
+        if prediction is not None:
+            self._workbench.in_background(
+                partial(reviewing.read_regions, prediction), partial(self._show_place, sample_id)
+            )
+
+    def _show_place(self, sample_id: str, found: list[Region]) -> None:
+        correction = self._workbench.current_correction
+        if correction is None or correction.sample.id != sample_id:
+            return  # another image was opened meanwhile
+        place = reviewing.region_after(found, self._place)
+        if place is None:
+            self.place_hint.say("The model is sure of the whole image.")
+            return
+        self._place = place
+        self._workbench.look_at(place)
+        where = reviewing.region_words(place, is_stack=correction.sample.is_stack)
+        self.place_hint.say(f"Place {found.index(place) + 1} of {len(found)}, {where}.")
+
     def _show_reference(self, is_on: bool) -> None:
         layers = self._workbench.layers
         if layers is not None and layers.reference is not None:
@@ -238,6 +275,7 @@ class CorrectPanel(Panel):
         self.brush.setEnabled(not reason)
         self._update_strokes(session, reason)
         self._update_acceptance(reason)
+        self._update_place(reason)
         self._update_next(reason if session is None else "")
         layers = self._workbench.layers
         has_reference = layers is not None and layers.reference is not None
@@ -268,6 +306,11 @@ class CorrectPanel(Panel):
             tip = "The labels you did not paint yourself are open again."
         self.accept.set_reason(reason)
         self.accept.setToolTip(reason or tip)
+
+    def _update_place(self, reason: str) -> None:
+        layers = self._workbench.layers
+        is_predicted = layers is not None and layers.uncertainty is not None
+        self.place.set_reason(reason or ("" if is_predicted else NOT_PREDICTED))
 
     def _update_next(self, reason: str) -> None:
         suggestion = None if reason else self._suggestion()

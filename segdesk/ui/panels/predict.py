@@ -8,9 +8,11 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QHBoxLayout, QProgressBar, QWidget
 
 from segdesk.config.inference import InferenceConfig
+from segdesk.core.errors import InputError
 from segdesk.core.run import RunState
 from segdesk.jobs.messages import Finished, Progressed, Ready
 from segdesk.session import models
+from segdesk.session.predicting import cost
 from segdesk.session.session import Session
 from segdesk.ui.bridge import reporting
 from segdesk.ui.forms import KnobsForm
@@ -55,6 +57,7 @@ class PredictPanel(Panel):
             "Predict all", self._predict_all, "Ask the model about every image of the project."
         )
         self.cancel = ActionButton("Cancel", self._cancel, "End the predictions that are left.")
+        self.cost = Hint()
         self.bar = QProgressBar()
         self.progress = Hint()
         self.reason = Hint()
@@ -77,7 +80,7 @@ class PredictPanel(Panel):
             self.device,
             self.form,
         )
-        below: tuple[QWidget, ...] = (self.reason, self.bar, self.progress, self.cancel)
+        below: tuple[QWidget, ...] = (self.cost, self.reason, self.bar, self.progress, self.cancel)
         for widget in above:
             self.column.addWidget(widget)
         self.column.addLayout(buttons)
@@ -181,6 +184,7 @@ class PredictPanel(Panel):
     def _take_form(self) -> None:
         with reporting():
             self._workbench.inference = self.form.value()
+            self._update_cost()
 
     def _choose_model(self) -> None:
         session = self._workbench.session
@@ -231,6 +235,24 @@ class PredictPanel(Panel):
         self.model.setEnabled(session is not None)
         self.form.setEnabled(session is not None)
         self.reason.say(one)
+        self._update_cost()
+
+    def _update_cost(self) -> None:
+        """Say what predicting takes, or why it cannot be done with these settings."""
+        session, shown = self._workbench.session, self._workbench.current_sample_id
+        if session is None or not self.all.isEnabled():
+            self.cost.say("")
+            return
+        samples = session.store.samples()
+        asked = [[sample for sample in samples if sample.id == shown], samples]
+        asked = [some for some in asked if some][-1 if len(samples) == 1 else 0 :]
+        try:
+            costs = [cost(session, some, self._workbench.inference) for some in asked]
+        except InputError as error:
+            self.cost.say(error.message)
+            return
+        known = [each.words for each in costs if each.seconds is not None]
+        self.cost.say("<br>".join(known or [costs[0].words]))
 
     def _say_progress(self, tile: str) -> None:
         number = self._total - len(self._jobs) + 1
