@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
 from segdesk.config.knobs import Knobs
-from segdesk.core.prediction import UncertaintyKind
+from segdesk.core.prediction import ONE_PASS, UncertaintyKind
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -22,11 +22,19 @@ class InferenceConfig(Knobs):
         json_schema_extra={"basic": True},
     )
     uncertainty: UncertaintyKind = Field(
-        UncertaintyKind.MARGIN,
+        UncertaintyKind.AUTO,
         title="Uncertainty",
-        description="margin: how close the two best classes are; "
+        description="auto: the kind that finds this model's errors best, where that was kept (in "
+        "the Trust panel, or with 'segdesk trust PROJECT --keep'), else margin; "
+        "margin: how close the two best classes are; "
         "entropy: how spread the probability is over all classes.",
         json_schema_extra={"basic": True},
+    )
+    calibrated: bool = Field(
+        True,
+        title="Calibrated probabilities",
+        description="Corrects the probabilities with the temperature kept for the model, so that "
+        "of the pixels given 80 % about 80 are right in 100. The mask stays the same.",
     )
     tile_size: int = Field(
         512,
@@ -47,3 +55,9 @@ class InferenceConfig(Knobs):
         description="How far neighbouring tiles reach into each other; they are blended there.",
         json_schema_extra={"unit": "px"},
     )
+
+    def settled(self, best: UncertaintyKind | None = None) -> Self:
+        """Return it with a kind of uncertainty in place of ``auto``: the best one known."""
+        if self.uncertainty is not UncertaintyKind.AUTO:
+            return self
+        return self.model_copy(update={"uncertainty": best or ONE_PASS[0]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,15 +15,28 @@ UNSURE_MARGIN = 0.5
 
 
 class UncertaintyKind(StrEnum):
-    """How uncertainty is computed from class probabilities; all lie in 0..1."""
+    """How uncertainty is computed from class probabilities; all lie in 0..1.
 
+    ``AUTO`` is a wish and no kind: it is settled before a prediction is ordered.
+    """
+
+    AUTO = "auto"
     ENTROPY = "entropy"
     MARGIN = "margin"
 
 
+#: Kinds that cost a single pass over the image. Evidence picks among these: what makes
+#: every prediction many times slower is for the user to choose. The first is the default.
+ONE_PASS: Final = (UncertaintyKind.MARGIN, UncertaintyKind.ENTROPY)
+
+
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a prediction comes from: enough to make it again."""
+    """Where a prediction comes from: enough to make it again.
+
+    ``temperature`` is what the probabilities were calibrated with; 1 is as the model
+    gave them.
+    """
 
     model: str
     weights_sha256: str
@@ -33,6 +46,7 @@ class Provenance:
     device: str
     segdesk_version: str
     seconds: float
+    temperature: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

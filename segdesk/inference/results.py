@@ -14,6 +14,7 @@ from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction, Provenance
+from segdesk.inference.calibration import apply_temperature
 from segdesk.inference.predictor import Predictor, planes_of
 from segdesk.inference.uncertainty import uncertainty, unsure_share
 from segdesk.io.atomic import atomic_folder, explain_os_errors
@@ -87,6 +88,7 @@ def predict_to_folder(
                 token,
                 _part_of(progress, z, len(planes)),
             )
+            maps = apply_temperature(maps, order.temperature)
             labels[z] = lookup[maps.argmax(0)]
             unsure[z] = uncertainty(order.config.uncertainty, maps)
             scores.append(unsure_share(maps))
@@ -118,6 +120,7 @@ def describe(order: PredictOrder, model: LoadedModel, device: str, seconds: floa
         device=device,
         segdesk_version=__version__,
         seconds=round(seconds, 3),
+        temperature=order.temperature,
     )
 
 

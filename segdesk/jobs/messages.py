@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.run import RunState
@@ -22,7 +22,11 @@ class _Message(BaseModel):
 
 
 class PredictOrder(_Message):
-    """Predict one image and write the result to ``out``."""
+    """Predict one image and write the result to ``out``.
+
+    ``temperature`` calibrates the probabilities. The kind of uncertainty is settled:
+    an order for ``auto`` becomes one for the default.
+    """
 
     order: Literal["predict"] = "predict"
     job: str
@@ -34,6 +38,12 @@ class PredictOrder(_Message):
     classes: tuple[str, ...]
     out: Path
     config: InferenceConfig
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+    @field_validator("config")
+    @classmethod
+    def _settle(cls, config: InferenceConfig) -> InferenceConfig:
+        return config.settled()
 
 
 class CancelOrder(_Message):

@@ -12,6 +12,7 @@ from segdesk.core.annotation import Annotation
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction
 from segdesk.core.sample import Sample
+from segdesk.io.calibrations import read_calibration
 from segdesk.io.labels import read_plane
 from segdesk.io.packages import hash_weights
 from segdesk.jobs.messages import PredictOrder
@@ -50,6 +51,9 @@ def request(
             )
         check_channels(sample, entry)
     weights = hash_weights(entry.folder)
+    kept = read_calibration(store.folder, entry.name, weights)
+    config = config.settled(kept.kind if kept is not None else None)
+    temperature = kept.temperature if kept is not None and config.calibrated else 1.0
     jobs = []
     for sample in samples:
         order = PredictOrder(
@@ -62,6 +66,7 @@ def request(
             classes=store.classes.names,
             out=store.folder / "predictions" / sample.id / f"{entry.name}-{weights[:8]}",
             config=config,
+            temperature=temperature,
         )
         jobs.append(order.job)
         session.backend.predict(order)
