@@ -14,9 +14,17 @@ import typer
 
 from segdesk.cli.console import show, show_json
 from segdesk.config.model import Activation, HeadKind, Variant
+from segdesk.core.calibration import Calibration
 from segdesk.core.errors import InputError
 from segdesk.io.store import ProjectStore
-from segdesk.session.models import ModelEntry, current_model, find_model, list_models, use_model
+from segdesk.session.models import (
+    ModelEntry,
+    current_model,
+    find_model,
+    kept_calibration,
+    list_models,
+    use_model,
+)
 from segdesk.session.session import Session
 
 if TYPE_CHECKING:
@@ -137,7 +145,9 @@ def show_(
         if name in known and name not in names:
             report = _report_architecture(known[name], entries)
         elif name in names or is_there:
-            report = _report_model(find_model(name, store))
+            entry = find_model(name, store)
+            kept = kept_calibration(store, entry) if store is not None else None
+            report = _report_model(entry, kept)
         else:
             hint = suggest(name, [*names, *known])
             raise InputError(f"There is no model or architecture called {name!r}{hint}")
@@ -149,7 +159,7 @@ def show_(
         _show_model(report)
 
 
-def _report_model(entry: ModelEntry) -> dict[str, Any]:
+def _report_model(entry: ModelEntry, kept: Calibration | None) -> dict[str, Any]:
     from segdesk.nn.registry import find_architecture
 
     spec = find_architecture(entry.card.architecture)
@@ -160,6 +170,7 @@ def _report_model(entry: ModelEntry) -> dict[str, Any]:
         "stride": spec.stride,
         "reference": spec.reference,
         "deviations": list(spec.deviations),
+        "calibration": None if kept is None else kept.model_dump(mode="json"),
     }
 
 
@@ -202,6 +213,7 @@ def _report_architecture(spec: ModelSpec, entries: Sequence[ModelEntry]) -> dict
 
 def _show_model(report: Mapping[str, Any]) -> None:
     hidden = {"kind", "format", "deviations", "stride", "trained_ids", "training_data"}
+    hidden |= {"calibration"}
     for key, value in report.items():
         if key not in hidden and value not in ("", {}, []):
             show(f"{key.replace('_', ' ')}: {_plain(value)}")
@@ -209,7 +221,20 @@ def _show_model(report: Mapping[str, Any]) -> None:
         show(f"training data: {data['name']} ({data['license']}, {data['images']} images)")
     show(f"trained on: {len(report['trained_ids'])} images, by their hash")
     show(f"stride: {_pixels(report['stride'])}")
+    if report["calibration"] is not None:
+        show(f"calibration: {_tell_calibration(report['calibration'])}")
     _show_deviations(report["deviations"])
+
+
+def _tell_calibration(kept: Mapping[str, Any]) -> str:
+    errors = [f"{100 * e:.2f}" for e in (kept["ece_before"], kept["ece_after"]) if e is not None]
+    number = kept["images"]
+    return (
+        f"temperature {kept['temperature']:.2f}, kept in this project on {kept['created'][:10]} "
+        f"from {number} labelled image{'' if number == 1 else 's'}; calibration error "
+        f"{' before, '.join(errors)}{' after' if len(errors) > 1 else ''} (percentage points); "
+        f"uncertainty: {kept['kind'] or 'no evidence'}"
+    )
 
 
 def _show_architecture(report: Mapping[str, Any]) -> None:

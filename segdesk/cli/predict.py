@@ -39,7 +39,7 @@ def predict(
     what: list[Path] = typer.Argument(..., help="A project, or image files and folders."),
     model: str | None = typer.Option(None, "--model", help="Name or folder of a model."),
     out: Path | None = typer.Option(None, "--out", help="Folder for the results of image files."),
-    uncertainty: str | None = typer.Option(None, "--uncertainty", help="margin or entropy."),
+    uncertainty: str | None = typer.Option(None, "--uncertainty", help="auto, margin or entropy."),
     device: str | None = typer.Option(None, "--device", help="auto, cpu, cuda or mps."),
     settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
     as_json: bool = typer.Option(False, "--json", help="Report as JSON."),

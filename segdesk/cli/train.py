@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 
 from segdesk.cli.console import Meter, meter, say, show, show_json
+from segdesk.cli.labelled import labelled
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.knobs import parse_assignments
 from segdesk.config.model import NewModelConfig
 from segdesk.config.training import TrainingConfig
-from segdesk.core.annotation import Supervision
-from segdesk.core.classes import ClassMap
 from segdesk.core.errors import InputError, SegDeskError
-from segdesk.core.manifest import ManifestSample
 from segdesk.core.run import Run, RunState
-from segdesk.core.sample import Split
-from segdesk.io.images import hash_file, probe_image
-from segdesk.io.labels import write_labels
-from segdesk.io.masks import read_mask
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Said, Stepped
-from segdesk.session.models import ModelEntry, current_model, find_model, use_model
-from segdesk.session.projects import find_images, match_masks
+from segdesk.session.models import use_model
 from segdesk.session.session import Session
-from segdesk.session.training import NewModel, close_orphans, judged_samples, start
+from segdesk.session.training import NewModel, close_orphans, start
 
 
 def register(app: typer.Typer) -> None:
@@ -183,7 +174,8 @@ def evaluate(
     from segdesk.training.inline import evaluate_model
 
     config = InferenceConfig.from_user({"device": device})
-    with _labelled(project, model, images, masks) as (entry, samples), meter("Judging") as progress:
+    here = labelled(project, model, images, masks)
+    with here as (entry, samples, _), meter("Judging") as progress:
         scores = evaluate_model(entry.folder, samples, config, progress, instances=instances)
     if not scores["n"]:
         raise InputError("No pixel of these images is labelled, so there is nothing to score.")
@@ -219,60 +211,3 @@ def _show_objects(scores: dict[str, Any], over: str) -> None:
         f"  warping error {figure('warping_error', 6)}  pixel error {figure('pixel_error')} "
         "(over all pixels)"
     )
-
-
-@contextmanager
-def _labelled(
-    project: Path | None, model: str | None, images: Path | None, masks: Path | None
-) -> Iterator[tuple[ModelEntry, list[ManifestSample]]]:
-    """Find the model and the labelled images to judge it on."""
-    if images is not None and masks is not None:
-        with tempfile.TemporaryDirectory() as work:
-            if project is not None:
-                with ProjectStore.open(project, read_only=True) as store:
-                    entry = _model_of(store, model)
-            else:
-                entry = find_model(model or "nuclei-unet")
-            yield entry, _from_folders(entry, images, masks, Path(work))
-        return
-    if project is None:
-        raise InputError("Name a project, or give --images FOLDER and --masks FOLDER.")
-    with ProjectStore.open(project, read_only=True) as store:
-        entry = _model_of(store, model)
-        if entry.card.classes != store.classes.names:
-            raise InputError(
-                f"The model {entry.name!r} knows {', '.join(entry.card.classes)}, the project has "
-                f"{', '.join(store.classes.names)}; they cannot be compared."
-            )
-        with tempfile.TemporaryDirectory() as work:
-            yield entry, judged_samples(store, Path(work))
-
-
-def _model_of(store: ProjectStore, model: str | None) -> ModelEntry:
-    entry = find_model(model, store) if model else current_model(store)
-    if entry is None:
-        raise InputError("No model fits this project; name one with --model.")
-    return entry
-
-
-def _from_folders(entry: ModelEntry, images: Path, masks: Path, work: Path) -> list[ManifestSample]:
-    classes = ClassMap.from_names(list(entry.card.classes))
-    samples: list[ManifestSample] = []
-    for pair in match_masks(find_images([images]), masks):
-        if pair.mask is None:
-            continue
-        shape = probe_image(pair.path).shape
-        labels = read_mask(pair.mask, classes, shape).labels
-        file = work / f"{len(samples)}.tif"
-        write_labels(file, labels, np.full(shape, Supervision.ACCEPTED, np.uint8))
-        samples.append(
-            ManifestSample(
-                id=pair.path.name,
-                image=pair.path.absolute(),
-                sha256=hash_file(pair.path),
-                labels=file,
-                revision=1,
-                split=Split.VALIDATION,
-            )
-        )
-    return samples

@@ -11,10 +11,12 @@ from xml.sax.saxutils import escape
 import typer
 
 from segdesk.cli.console import meter, say, show, show_json
-from segdesk.cli.train import _labelled
+from segdesk.cli.labelled import labelled
 from segdesk.config.inference import InferenceConfig
+from segdesk.core.calibration import Calibration
 from segdesk.core.errors import InputError
 from segdesk.io.atomic import atomic_write_text
+from segdesk.io.packages import hash_weights
 
 Report = dict[str, Any]
 
@@ -32,11 +34,15 @@ def trust(
     against: str | None = typer.Option(None, "--against", help="A second model to compare with."),
     band: str = typer.Option("0.2,0.8", "--band", help="Probabilities that count as near 0.5."),
     picture: Path | None = typer.Option(None, "--picture", help="Draw it too: an SVG file."),
+    keep: bool = typer.Option(
+        False, "--keep", help="Keep the temperature and the best uncertainty for predictions."
+    ),
     device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or mps."),
     as_json: bool = typer.Option(False, "--json", help="Report as JSON."),
 ) -> None:
     """Say whether a model's probabilities and its uncertainty can be believed."""
-    from segdesk.training.trust import judge_trust
+    from segdesk.session import trusting
+    from segdesk.training.trust import find_out
 
     config = InferenceConfig.from_user({"device": device})
     limits = _read_band(band)
@@ -44,24 +50,36 @@ def trust(
         raise InputError(f"The picture is an SVG; give {picture.name} a name that ends in .svg.")
     if (images is None) is not (masks is None):
         raise InputError("Give --images FOLDER and --masks FOLDER together.")
+    if keep and (project is None or images is not None or against is not None):
+        raise InputError(
+            "--keep is for one model in a project, and what its validation images say: leave "
+            "--images, --masks and --against out."
+        )
+    kept: Calibration | None = None
     reports: list[Report] = []
     with ExitStack() as stack:
         names = [model] if against is None else [model, against]
-        found = [stack.enter_context(_labelled(project, n, images, masks)) for n in names]
+        found = [
+            stack.enter_context(labelled(project, n, images, masks, read_only=not keep))
+            for n in names
+        ]
         _require_same_classes(
-            [entry.name for entry, _ in found], [e.card.classes for e, _ in found]
+            [entry.name for entry, _, _ in found], [e.card.classes for e, _, _ in found]
         )
-        for entry, samples in found:
+        for entry, samples, folder in found:
             with meter(f"Judging {entry.name}") as progress:
-                report = judge_trust(entry.folder, samples, config, progress=progress, band=limits)
-            reports.append({"model": entry.name, **report})
+                findings = find_out(entry.folder, samples, config, progress=progress)
+            reports.append({"model": entry.name, **findings.as_dict(limits)})
+            if keep and folder is not None:
+                kept = trusting.keep(folder, entry.name, hash_weights(entry.folder), findings)
     if picture is not None:
         atomic_write_text(picture, draw(reports))
         say(f"The picture is in {picture}.")
     if as_json:
-        show_json({**reports[0], "against": reports[1] if against is not None else None})
+        told = {} if kept is None else {"kept": kept.model_dump(mode="json")}
+        show_json({**reports[0], "against": reports[1] if against is not None else None, **told})
     elif against is None:
-        show("\n".join(tell(reports[0])))
+        show("\n".join([*tell(reports[0]), *([] if kept is None else [tell_kept(kept)])]))
     else:
         show("\n".join(compare(reports)))
 
@@ -109,6 +127,15 @@ def tell(report: Report) -> list[str]:
     if not report["wrong"]:
         return [*lines, "No pixel is wrong, so there is nothing to say on where wrong ones lie."]
     return [*lines, *_tell_band(report), *_tell_uncertainty(report), *_tell_calibration(report)]
+
+
+def tell_kept(kept: Calibration) -> str:
+    """Say what was kept and what follows."""
+    kind = "" if kept.kind is None else f" and show the {kept.kind} as uncertainty"
+    return (
+        f"Kept: predictions of {kept.model} in this project use temperature "
+        f"{kept.temperature:.2f} from now on{kind}."
+    )
 
 
 def _warn(report: Report) -> list[str]:

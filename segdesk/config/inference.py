@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
 from segdesk.config.knobs import Knobs
-from segdesk.core.prediction import UncertaintyKind
+from segdesk.core.prediction import ONE_PASS, UncertaintyKind
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -22,12 +22,15 @@ class InferenceConfig(Knobs):
         json_schema_extra={"basic": True},
     )
     uncertainty: UncertaintyKind = Field(
-        UncertaintyKind.MARGIN,
+        UncertaintyKind.AUTO,
         title="Uncertainty",
         description="What is measured to find the places where the model may be wrong.",
         json_schema_extra={
             "basic": True,
             "choices": {
+                "auto": "The kind that finds this model's errors best, where that was kept (in the "
+                "Trust panel, or with 'segdesk trust PROJECT --keep'); else margin. Costs nothing "
+                "extra.",
                 "margin": "How close the two best classes are: near the border between them the "
                 "model is unsure. Costs nothing extra.",
                 "entropy": "How spread the probability is over all classes; with two classes "
@@ -59,6 +62,13 @@ class InferenceConfig(Knobs):
         "of that model, up to four.",
         json_schema_extra={"empty": "other rounds of the model"},
     )
+    calibrated: bool = Field(
+        True,
+        title="Calibrated probabilities",
+        description="Corrects the probabilities with the temperature kept for the model, so that "
+        "of the pixels given 80 % about 80 are right in 100. The mask stays the same, but for "
+        "a few pixels where tiles meet.",
+    )
     tile_size: int = Field(
         512,
         ge=64,
@@ -84,3 +94,9 @@ class InferenceConfig(Knobs):
         description="auto: half precision where a short trial shows that it is faster and agrees; "
         "single: always exact; half: wherever it agrees.",
     )
+
+    def settled(self, best: UncertaintyKind | None = None) -> Self:
+        """Return it with a kind of uncertainty in place of ``auto``: the best one known."""
+        if self.uncertainty is not UncertaintyKind.AUTO:
+            return self
+        return self.model_copy(update={"uncertainty": best or ONE_PASS[0]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,8 +15,12 @@ UNSURE_MARGIN = 0.5
 
 
 class UncertaintyKind(StrEnum):
-    """What uncertainty is computed from; all lie in 0..1."""
+    """What uncertainty is computed from; all lie in 0..1.
 
+    ``AUTO`` is a wish and no kind: it is settled before a prediction is ordered.
+    """
+
+    AUTO = "auto"
     #: Of one pass: how spread the probability is.
     ENTROPY = "entropy"
     #: Of one pass: how close the two best classes are.
@@ -29,9 +33,18 @@ class UncertaintyKind(StrEnum):
     ENSEMBLE = "ensemble"
 
 
+#: Kinds that cost a single pass over the image. Evidence picks among these: what makes
+#: every prediction many times slower is for the user to choose. The first is the default.
+ONE_PASS: Final = (UncertaintyKind.MARGIN, UncertaintyKind.ENTROPY)
+
+
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a prediction comes from: enough to make it again."""
+    """Where a prediction comes from: enough to make it again.
+
+    ``temperature`` is what the probabilities were calibrated with; 1 is as the model
+    gave them.
+    """
 
     model: str
     weights_sha256: str
@@ -42,6 +55,7 @@ class Provenance:
     segdesk_version: str
     seconds: float
     precision: str = "single"
+    temperature: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

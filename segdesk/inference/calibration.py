@@ -18,6 +18,7 @@ and K classes first. No torch: the window may use this too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -396,6 +397,13 @@ class Tally:
         self.reliability = _reliability_of(*nothing)
         self.view = MisclassificationView.of(*nothing)
         self.uncertainty = {kind: _uncertainty_of(kind, *nothing) for kind in kinds}
+
+    def __add__(self, other: Tally) -> Tally:
+        both = copy(self)
+        both.reliability = self.reliability + other.reliability
+        both.view = self.view + other.view
+        both.uncertainty = {k: c + other.uncertainty[k] for k, c in self.uncertainty.items()}
+        return both
 
     def add(self, probabilities: Floats, truth: Labels) -> None:
         """Count the pixels of an image: float32 (K, n), and uint8 (n,), all below K."""

@@ -8,12 +8,14 @@ import threading
 import traceback
 from collections.abc import Callable
 
+from torch import nn
+
 from segdesk.core.errors import CanceledError, InputError, SegDeskError
 from segdesk.core.run import RunState
 from segdesk.inference.live import LiveView
 from segdesk.inference.predictor import Predictor
 from segdesk.inference.results import Watch, predict_to_folder
-from segdesk.inference.sampling import make_sampler
+from segdesk.inference.sampling import in_order, make_sampler
 from segdesk.io.packages import hash_weights
 from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import (
@@ -117,7 +119,12 @@ class Engine:
 
     def _predict(self, order: PredictOrder, token: CancelToken) -> None:
         model, predictor = self._load(order, token)
-        sampler = make_sampler(order.config.uncertainty, [predictor.network])
+        sampler = make_sampler(
+            order.config.uncertainty,
+            [predictor.network, *self._companions(order, model, predictor)],
+            temperature=order.temperature,
+            passes=order.config.passes,
+        )
         live = LiveView(order, self._send)
         watch = Watch(
             check=token.check,
@@ -149,6 +156,18 @@ class Engine:
             fuse_batch_norm(model.network)
             self._loaded = (key, model, Predictor(model, choice.device, self._say))
         return self._loaded[1:]
+
+    def _companions(
+        self, order: PredictOrder, model: LoadedModel, predictor: Predictor
+    ) -> list[nn.Module]:
+        """Load the further models of an ensemble, with their classes in the model's order."""
+        networks = []
+        for folder in order.companions:
+            other = load_model(folder)
+            fuse_batch_norm(other.network)
+            companion = Predictor(other, predictor.device).network
+            networks.append(in_order(companion, other.card.classes, model.card.classes))
+        return networks
 
     def _say(self, sentence: str) -> None:
         self._send(Said(job="", text=sentence))

@@ -256,4 +256,5 @@ def describe(
         segdesk_version=__version__,
         seconds=round(seconds, 3),
         precision=str(predictor.precision),
+        temperature=order.temperature,
     )

@@ -53,7 +53,11 @@ def margin(probabilities: Floats) -> Floats:
     return values
 
 
-_KINDS = {UncertaintyKind.ENTROPY: entropy, UncertaintyKind.MARGIN: margin}
+_KINDS = {
+    UncertaintyKind.AUTO: margin,  # the best where nothing is known of the model
+    UncertaintyKind.ENTROPY: entropy,
+    UncertaintyKind.MARGIN: margin,
+}
 
 
 def uncertainty(kind: UncertaintyKind, probabilities: Floats) -> Floats:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.run import RunState
@@ -36,6 +36,10 @@ class PredictOrder(_Message):
 
     Attributes
     ----------
+    config
+        With a settled kind of uncertainty: ``auto`` becomes the default kind.
+    temperature
+        Calibrates the probabilities.
     companions
         Folders of the further models of an ensemble.
     view
@@ -57,10 +61,16 @@ class PredictOrder(_Message):
     classes: tuple[str, ...]
     out: Path
     config: InferenceConfig
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     companions: tuple[Path, ...] = ()
     view: View | None = None
     level: int = 0
     as_tiff: bool | None = None
+
+    @field_validator("config")
+    @classmethod
+    def _settle(cls, config: InferenceConfig) -> InferenceConfig:
+        return config.settled()
 
 
 class ViewOrder(_Message):

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segdesk.core.calibration import Calibration
 from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError
+from segdesk.io.calibrations import read_calibration
 from segdesk.io.packages import CARD, bundled_packages, hash_weights, read_card
 from segdesk.io.store import ProjectStore
 
@@ -80,6 +82,17 @@ def current_model(store: ProjectStore) -> ModelEntry | None:
             return entry
     fitting = [e for e in entries if set(e.card.classes) <= set(store.classes.names)]
     return fitting[0] if fitting else None
+
+
+def kept_calibration(store: ProjectStore, entry: ModelEntry) -> Calibration | None:
+    """Return what is kept in a project for a model as it is now.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
+    return read_calibration(store.folder, entry.name, hash_weights(entry.folder))
 
 
 def use_model(session: Session, name: str) -> ModelEntry:

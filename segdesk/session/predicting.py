@@ -17,6 +17,7 @@ from segdesk.core.annotation import Annotation
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction, UncertaintyKind
 from segdesk.core.sample import Sample, Status
+from segdesk.io.calibrations import read_calibration
 from segdesk.io.labels import read_plane
 from segdesk.io.packages import hash_weights
 from segdesk.io.store import ProjectStore
@@ -66,6 +67,9 @@ def request(
     if companions:  # the names, so that the provenance says which they were
         config = config.model_copy(update={"companions": ",".join(companions)})
     weights = hash_weights(entry.folder)
+    kept = read_calibration(store.folder, entry.name, weights)
+    config = config.settled(kept.kind if kept is not None else None)
+    temperature = kept.temperature if kept is not None and config.calibrated else 1.0
     jobs = []
     for sample in samples:
         order = PredictOrder(
@@ -79,6 +83,7 @@ def request(
             out=store.folder / "predictions" / sample.id / f"{entry.name}-{weights[:8]}",
             config=config,
             companions=tuple(other.folder for other in companions.values()),
+            temperature=temperature,
         )
         jobs.append(order.job)
         session.backend.predict(order)

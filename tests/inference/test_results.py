@@ -96,6 +96,7 @@ def test_provenance_is_enough_to_do_it_again(tmp_path: Path, make_model: MakeMod
     assert said["weights_sha256"] == load_model(model).weights_sha256
     assert said["segdesk_version"] == __version__
     assert said["config"] == InferenceConfig(**config).model_dump(mode="json")
+    assert said["temperature"] == 1.0
     assert said["device"] == "cpu"
     assert said["seconds"] > 0
     again = predict(image, model, tmp_path / "again", **said["config"])
