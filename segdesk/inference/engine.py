@@ -11,16 +11,20 @@ from collections.abc import Callable
 from segdesk.core.errors import CanceledError, InputError, SegDeskError
 from segdesk.core.run import RunState
 from segdesk.inference.predictor import Predictor
+from segdesk.inference.refining import refine_to_folder
 from segdesk.inference.results import predict_to_folder
 from segdesk.io.packages import hash_weights
 from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import (
     AnyEvent,
     CancelOrder,
+    EngineOrder,
     Finished,
     PredictionReady,
     PredictOrder,
     Progressed,
+    RefinementReady,
+    RefineOrder,
 )
 from segdesk.nn.device import DeviceChoice, pick_device
 from segdesk.nn.weights import LoadedModel, load_model
@@ -39,7 +43,7 @@ class Engine:
 
     def __init__(self, send: Callable[[AnyEvent], None]) -> None:
         self._send = send
-        self._orders: queue.Queue[PredictOrder | None] = queue.Queue()
+        self._orders: queue.Queue[EngineOrder | None] = queue.Queue()
         self._tokens: dict[str, CancelToken] = {}
         self._newest: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -47,7 +51,7 @@ class Engine:
             None
         )
 
-    def take(self, order: PredictOrder | CancelOrder) -> None:
+    def take(self, order: EngineOrder | CancelOrder) -> None:
         """Accept an order; returns at once."""
         with self._lock:
             if isinstance(order, CancelOrder):
@@ -73,13 +77,16 @@ class Engine:
         while (order := self._orders.get()) is not None:
             self._send(self.answer(order))
 
-    def answer(self, order: PredictOrder) -> Finished:
+    def answer(self, order: EngineOrder) -> Finished:
         """Do one order and return its one terminal event."""
         with self._lock:
             token = self._tokens.setdefault(order.job, CancelToken())
         try:
             token.check()
-            self._predict(order, token)
+            if isinstance(order, RefineOrder):
+                self._refine(order, token)
+            else:
+                self._predict(order, token)
             return Finished(job=order.job, state=RunState.COMPLETED)
         except CanceledError:
             return Finished(job=order.job, state=RunState.CANCELED)
@@ -90,7 +97,8 @@ class Engine:
             )
         except Exception as error:  # noqa: BLE001  the worker's boundary: it must survive
             traceback.print_exc(file=sys.stderr)
-            reason = f"Prediction failed ({type(error).__name__}: {error}); the log says where."
+            what = "Refinement" if isinstance(order, RefineOrder) else "Prediction"
+            reason = f"{what} failed ({type(error).__name__}: {error}); the log says where."
             return Finished(job=order.job, state=RunState.FAILED, reason=reason)
         finally:
             with self._lock:
@@ -113,6 +121,22 @@ class Engine:
                 weights_sha256=model.weights_sha256,
                 folder=prediction.folder,
                 score=prediction.score,
+            )
+        )
+
+    def _refine(self, order: RefineOrder, token: CancelToken) -> None:
+        def progress(done: int, total: int) -> None:
+            self._send(Progressed(job=order.job, done=done, total=total))
+
+        changed = refine_to_folder(order, token, progress)
+        self._send(
+            RefinementReady(
+                job=order.job,
+                sample=order.sample,
+                model=order.model,
+                weights_sha256=order.weights_sha256,
+                folder=order.out,
+                changed=changed,
             )
         )
 

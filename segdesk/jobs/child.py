@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from pydantic import ValidationError
 
-from segdesk.jobs.messages import ORDER, AnyEvent, CancelOrder, PredictOrder
+from segdesk.jobs.messages import ORDER, AnyEvent, CancelOrder, EngineOrder
 
 
 class ParentLine:
@@ -47,7 +47,7 @@ class ParentLine:
 
     def listen(
         self,
-        on_order: Callable[[PredictOrder | CancelOrder], None],
+        on_order: Callable[[EngineOrder | CancelOrder], None],
         on_parent_gone: Callable[[], None],
     ) -> None:
         """Read orders in a background thread until stdin ends: the parent died."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from segdesk.config.inference import InferenceConfig
+from segdesk.config.refinement import CrfConfig
 from segdesk.core.run import RunState
 
 
@@ -36,6 +37,25 @@ class PredictOrder(_Message):
     config: InferenceConfig
 
 
+class RefineOrder(_Message):
+    """Refine the edges of a prediction and write the result, a whole prediction, to ``out``.
+
+    ``prediction`` is the folder of the model's own prediction, which is only read;
+    ``values`` has the project's label value of each of its probability maps.
+    """
+
+    order: Literal["refine"] = "refine"
+    job: str
+    sample: str
+    image: Path
+    model: str
+    weights_sha256: str
+    prediction: Path
+    values: tuple[int, ...]
+    out: Path
+    config: CrfConfig
+
+
 class CancelOrder(_Message):
     """Call a job off; the worker answers with ``finished`` at its next step."""
 
@@ -43,7 +63,8 @@ class CancelOrder(_Message):
     job: str
 
 
-Order = Annotated[PredictOrder | CancelOrder, Field(discriminator="order")]
+EngineOrder = PredictOrder | RefineOrder
+Order = Annotated[EngineOrder | CancelOrder, Field(discriminator="order")]
 
 # Events ---------------------------------------------------------------------
 
@@ -86,6 +107,21 @@ class PredictionReady(_Message):
     weights_sha256: str
     folder: Path
     score: float
+
+
+class RefinementReady(_Message):
+    """A refined prediction is in ``folder``; it is not in use yet.
+
+    ``changed`` is the share of pixels whose label differs from the model's own, 0 to 1.
+    """
+
+    event: Literal["refinement"] = "refinement"
+    job: str
+    sample: str
+    model: str
+    weights_sha256: str
+    folder: Path
+    changed: float
 
 
 class Stepped(_Message):
@@ -132,13 +168,10 @@ class Finished(_Message):
     result: dict[str, Any] = {}
 
 
-Event = Annotated[
-    Ready | Progressed | PredictionReady | Stepped | Evaluated | Said | Finished,
-    Field(discriminator="event"),
-]
-
-ORDER: TypeAdapter[PredictOrder | CancelOrder] = TypeAdapter(Order)
-EVENT: TypeAdapter[Ready | Progressed | PredictionReady | Stepped | Evaluated | Said | Finished] = (
-    TypeAdapter(Event)
+AnyEvent = (
+    Ready | Progressed | PredictionReady | RefinementReady | Stepped | Evaluated | Said | Finished
 )
-AnyEvent = Ready | Progressed | PredictionReady | Stepped | Evaluated | Said | Finished
+Event = Annotated[AnyEvent, Field(discriminator="event")]
+
+ORDER: TypeAdapter[EngineOrder | CancelOrder] = TypeAdapter(Order)
+EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Event)
