@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import sys
 import threading
@@ -14,6 +15,7 @@ from segdesk.core.errors import CanceledError, InputError, SegDeskError
 from segdesk.core.run import RunState
 from segdesk.inference.live import LiveView
 from segdesk.inference.predictor import Predictor
+from segdesk.inference.refining import refine_to_folder
 from segdesk.inference.results import Watch, predict_to_folder
 from segdesk.inference.sampling import in_order, make_sampler
 from segdesk.io.packages import hash_weights
@@ -22,10 +24,13 @@ from segdesk.jobs.messages import (
     AnyEvent,
     AnyOrder,
     CancelOrder,
+    EngineOrder,
     Finished,
     PredictionReady,
     PredictOrder,
     Progressed,
+    RefinementReady,
+    RefineOrder,
     Said,
     View,
     ViewOrder,
@@ -38,7 +43,8 @@ from segdesk.nn.weights import LoadedModel, load_model
 class Engine:
     """Takes orders from any thread and works them off on the one that runs it.
 
-    A newer order for a sample cancels the older one at its next tile.
+    A newer order for a sample cancels the older one at its next tile. An order for what
+    is on screen goes before all that wait, and calls off the last such order.
 
     Parameters
     ----------
@@ -48,7 +54,10 @@ class Engine:
 
     def __init__(self, send: Callable[[AnyEvent], None]) -> None:
         self._send = send
-        self._orders: queue.Queue[PredictOrder | None] = queue.Queue()
+        #: Those on screen first, then in the order they came.
+        self._orders: queue.PriorityQueue[tuple[int, int, EngineOrder | None]]
+        self._orders = queue.PriorityQueue()
+        self._numbers = itertools.count()
         self._tokens: dict[str, CancelToken] = {}
         self._newest: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -67,15 +76,17 @@ class Engine:
             else:
                 self._accept(order)
 
-    def _accept(self, order: PredictOrder) -> None:
+    def _accept(self, order: EngineOrder) -> None:
         self._call_off(self._newest.get(order.sample, ""))
         self._tokens[order.job] = CancelToken()
         self._newest[order.sample] = order.job
-        if order.view is not None:
+        rank = 1
+        if isinstance(order, PredictOrder) and order.view is not None:
+            rank = 0
             for older in self._views:  # nobody looks at what it shows any more
                 self._call_off(older)
             self._views[order.job] = order.view
-        self._orders.put(order)
+        self._orders.put((rank, next(self._numbers), order))
 
     def _call_off(self, job: str) -> None:
         if job in self._tokens:
@@ -86,20 +97,23 @@ class Engine:
         with self._lock:
             for token in self._tokens.values():
                 token.cancel()
-        self._orders.put(None)
+        self._orders.put((-1, next(self._numbers), None))
 
     def run(self) -> None:
         """Work orders off until :meth:`stop`."""
-        while (order := self._orders.get()) is not None:
+        while (order := self._orders.get()[2]) is not None:
             self._send(self.answer(order))
 
-    def answer(self, order: PredictOrder) -> Finished:
+    def answer(self, order: EngineOrder) -> Finished:
         """Do one order and return its one terminal event."""
         with self._lock:
             token = self._tokens.setdefault(order.job, CancelToken())
         try:
             token.check()
-            self._predict(order, token)
+            if isinstance(order, RefineOrder):
+                self._refine(order, token)
+            else:
+                self._predict(order, token)
             return Finished(job=order.job, state=RunState.COMPLETED)
         except CanceledError:
             return Finished(job=order.job, state=RunState.CANCELED)
@@ -110,7 +124,8 @@ class Engine:
             )
         except Exception as error:  # noqa: BLE001  the worker's boundary: it must survive
             traceback.print_exc(file=sys.stderr)
-            reason = f"Prediction failed ({type(error).__name__}: {error}); the log says where."
+            what = "Refinement" if isinstance(order, RefineOrder) else "Prediction"
+            reason = f"{what} failed ({type(error).__name__}: {error}); the log says where."
             return Finished(job=order.job, state=RunState.FAILED, reason=reason)
         finally:
             with self._lock:
@@ -143,6 +158,22 @@ class Engine:
                 weights_sha256=model.weights_sha256,
                 folder=prediction.folder,
                 score=prediction.score,
+            )
+        )
+
+    def _refine(self, order: RefineOrder, token: CancelToken) -> None:
+        def progress(done: int, total: int) -> None:
+            self._send(Progressed(job=order.job, done=done, total=total))
+
+        changed = refine_to_folder(order, token, progress)
+        self._send(
+            RefinementReady(
+                job=order.job,
+                sample=order.sample,
+                model=order.model,
+                weights_sha256=order.weights_sha256,
+                folder=order.out,
+                changed=changed,
             )
         )
 

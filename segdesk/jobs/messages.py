@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from segdesk.config.inference import InferenceConfig
+from segdesk.config.refinement import CrfConfig
 from segdesk.core.run import RunState
 
 
@@ -81,6 +82,25 @@ class ViewOrder(_Message):
     view: View
 
 
+class RefineOrder(_Message):
+    """Refine the edges of a prediction and write the result, a whole prediction, to ``out``.
+
+    ``prediction`` is the folder of the model's own prediction, which is only read;
+    ``values`` has the project's label value of each of its probability maps.
+    """
+
+    order: Literal["refine"] = "refine"
+    job: str
+    sample: str
+    image: Path
+    model: str
+    weights_sha256: str
+    prediction: Path
+    values: tuple[int, ...]
+    out: Path
+    config: CrfConfig
+
+
 class CancelOrder(_Message):
     """Call a job off; the worker answers with ``finished`` at its next step."""
 
@@ -88,8 +108,9 @@ class CancelOrder(_Message):
     job: str
 
 
-Order = Annotated[PredictOrder | ViewOrder | CancelOrder, Field(discriminator="order")]
-AnyOrder = PredictOrder | ViewOrder | CancelOrder
+EngineOrder = PredictOrder | RefineOrder
+AnyOrder = EngineOrder | ViewOrder | CancelOrder
+Order = Annotated[AnyOrder, Field(discriminator="order")]
 
 # Events ---------------------------------------------------------------------
 
@@ -161,6 +182,21 @@ class PartsPredicted(_Message):
     parts: tuple[Part, ...]
 
 
+class RefinementReady(_Message):
+    """A refined prediction is in ``folder``; it is not in use yet.
+
+    ``changed`` is the share of pixels whose label differs from the model's own, 0 to 1.
+    """
+
+    event: Literal["refinement"] = "refinement"
+    job: str
+    sample: str
+    model: str
+    weights_sha256: str
+    folder: Path
+    changed: float
+
+
 class Stepped(_Message):
     """One training step was made."""
 
@@ -205,14 +241,18 @@ class Finished(_Message):
     result: dict[str, Any] = {}
 
 
-Event = Annotated[
-    Ready | Progressed | PartsPredicted | PredictionReady | Stepped | Evaluated | Said | Finished,
-    Field(discriminator="event"),
-]
-
 AnyEvent = (
-    Ready | Progressed | PartsPredicted | PredictionReady | Stepped | Evaluated | Said | Finished
+    Ready
+    | Progressed
+    | PartsPredicted
+    | PredictionReady
+    | RefinementReady
+    | Stepped
+    | Evaluated
+    | Said
+    | Finished
 )
+Event = Annotated[AnyEvent, Field(discriminator="event")]
 
 ORDER: TypeAdapter[AnyOrder] = TypeAdapter(Order)
 EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Event)

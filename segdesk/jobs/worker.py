@@ -24,7 +24,7 @@ import psutil
 from pydantic import ValidationError
 
 from segdesk.core.run import RunState
-from segdesk.jobs.messages import EVENT, AnyEvent, CancelOrder, Finished, PredictOrder
+from segdesk.jobs.messages import EVENT, AnyEvent, CancelOrder, EngineOrder, Finished
 
 SILENCE_SECONDS = 15.0
 TERMINATE_SECONDS = 5.0
@@ -85,7 +85,7 @@ class WorkerProcess:
         """Whether the process runs."""
         return self._process.poll() is None
 
-    def give(self, job: str, order: PredictOrder) -> None:
+    def give(self, job: str, order: EngineOrder) -> None:
         """Hand a job over; from here on it gets its one ``Finished``."""
         with self._lock:
             has_ended = self._has_ended

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from segdesk.jobs.messages import PredictOrder
+from segdesk.jobs.messages import PredictOrder, RefineOrder
 
 
 class Backend(Protocol):
@@ -18,6 +18,10 @@ class Backend(Protocol):
 
     def predict(self, order: PredictOrder) -> None:
         """Predict one image."""
+        ...
+
+    def refine(self, order: RefineOrder) -> None:
+        """Refine the prediction of one image."""
         ...
 
     def train(self, run_id: str, folder: Path) -> None:

@@ -22,6 +22,7 @@ from segdesk.jobs.messages import (
     PredictionReady,
     Progressed,
     Ready,
+    RefinementReady,
     Said,
     Stepped,
 )
@@ -36,6 +37,7 @@ class SessionEvents:
     sample_removed = Signal(str)  # sample id
     sample_changed = Signal(Sample)  # status, score or head revision
     prediction_ready = Signal(Prediction)
+    refinement_ready = Signal(RefinementReady)  # a proposal; nothing uses it yet
     job_progressed = Signal(Progressed)
     job_finished = Signal(Finished)  # predictions and runs, any outcome
     run_changed = Signal(Run)  # a run started or ended
@@ -118,6 +120,8 @@ class Session:
             self.events.said.emit(event.text)
         elif isinstance(event, PredictionReady):
             self._take_prediction(event)
+        elif isinstance(event, RefinementReady):
+            self.events.refinement_ready.emit(event)
         elif isinstance(event, Finished):
             self._take_end(event)
 

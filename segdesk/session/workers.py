@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from segdesk.jobs.messages import AnyEvent, PredictOrder
+from segdesk.jobs.messages import AnyEvent, PredictOrder, RefineOrder
 from segdesk.jobs.worker import WorkerProcess
 
 
@@ -31,6 +31,10 @@ class WorkerBackend:
         self._ensure_engine()
 
     def predict(self, order: PredictOrder) -> None:
+        """Hand an order to the engine; a dead one is replaced."""
+        self._ensure_engine().give(order.job, order)
+
+    def refine(self, order: RefineOrder) -> None:
         """Hand an order to the engine; a dead one is replaced."""
         self._ensure_engine().give(order.job, order)
 

@@ -11,7 +11,7 @@ from segdesk.core.manifest import ManifestSample
 from segdesk.inference.engine import Engine
 from segdesk.inference.predictor import Predictor
 from segdesk.jobs.cancel import CancelToken
-from segdesk.jobs.messages import AnyEvent, PredictOrder
+from segdesk.jobs.messages import AnyEvent, PredictOrder, RefineOrder
 from segdesk.nn.device import pick_device
 from segdesk.nn.weights import load_model
 from segdesk.training.dataset import load_sample
@@ -35,6 +35,10 @@ class InlineBackend:
 
     def predict(self, order: PredictOrder) -> None:
         """Predict now."""
+        self._on_event(self._engine.answer(order))
+
+    def refine(self, order: RefineOrder) -> None:
+        """Refine now."""
         self._on_event(self._engine.answer(order))
 
     def train(self, run_id: str, folder: Path) -> None:

@@ -13,6 +13,7 @@ from napari.utils.colormaps import Colormap, DirectLabelColormap
 from segdesk.core.classes import ClassMap
 from segdesk.ui.legend import (
     REFERENCE_COLOR,
+    REFINED_COLOR,
     UNCERTAINTY_RGBA,
     UNCERTAINTY_STOPS,
     class_colors,
@@ -27,6 +28,7 @@ IMAGE: Final = "Image"
 UNCERTAINTY: Final = "Uncertainty"
 LABELS: Final = "Labels"
 REFERENCE: Final = "Reference"
+REFINED: Final = "Refined (preview)"
 
 
 class SampleLayers:
@@ -50,6 +52,7 @@ class SampleLayers:
         self._uncertainty: Image | None = None
         self._labels: Labels | None = None
         self._reference: Labels | None = None
+        self._refined: Labels | None = None
 
     @property
     def labels(self) -> Labels | None:
@@ -66,17 +69,23 @@ class SampleLayers:
         """The layer of the true mask; None for samples without one."""
         return self._reference
 
+    @property
+    def refined(self) -> Labels | None:
+        """The layer of refined labels that are not in use yet."""
+        return self._refined
+
     def all(self) -> list[Layer]:
         """Return the layers that are SegDesk's."""
-        own = (self._image, self._uncertainty, self._labels, self._reference)
+        own = (self._image, self._uncertainty, self._labels, self._reference, self._refined)
         return [layer for layer in own if layer is not None]
 
     def show(self, image: npt.NDArray[Any], labels: LabelArray) -> None:
         """Show a sample's image, (..., Y, X, C), and a copy of its labels.
 
-        Uncertainty and reference of the sample before are taken away.
+        Uncertainty, reference and preview of the sample before are taken away.
         """
         self._remove(self._uncertainty, self._reference)
+        self.set_refined(None)
         self._uncertainty = self._reference = None
         self._show_image(*displayable(image))
         if self._labels is None:
@@ -122,22 +131,22 @@ class SampleLayers:
     def set_reference(self, labels: LabelArray) -> None:
         """Keep the true mask ready as outlines, hidden."""
         self._remove(self._reference)
-        colors: dict[int | None, Any] = {None: REFERENCE_COLOR, 0: "transparent"}
-        self._reference = Labels(
-            labels,
-            name=REFERENCE,
-            opacity=1.0,
-            visible=False,
-            colormap=DirectLabelColormap(color_dict=colors),
-        )
-        self._reference.contour = 2
-        self._reference.editable = False
+        self._reference = _outlines(labels, REFERENCE, REFERENCE_COLOR)
+        self._reference.visible = False
         self._insert(self._reference, below=None)
+
+    def set_refined(self, labels: LabelArray | None) -> None:
+        """Show the outlines of refined labels over everything; None takes them away."""
+        self._remove(self._refined)
+        self._refined = None
+        if labels is not None:
+            self._refined = _outlines(labels, REFINED, REFINED_COLOR)
+            self._insert(self._refined, below=None)
 
     def remove(self) -> None:
         """Take all of SegDesk's layers away."""
-        self._remove(self._image, self._uncertainty, self._labels, self._reference)
-        self._image = self._uncertainty = self._labels = self._reference = None
+        self._remove(*self.all())
+        self._image = self._uncertainty = self._labels = self._reference = self._refined = None
 
     # How ---------------------------------------------------------------------
 
@@ -169,6 +178,15 @@ class SampleLayers:
             with suppress(ValueError):  # the user may have deleted it
                 if layer is not None:
                     self._viewer.layers.remove(layer)
+
+
+def _outlines(labels: LabelArray, name: str, color: str) -> Labels:
+    """Make a layer that shows labels as outlines of one colour and cannot be painted on."""
+    colors: dict[int | None, Any] = {None: color, 0: "transparent"}
+    layer = Labels(labels, name=name, opacity=1.0, colormap=DirectLabelColormap(color_dict=colors))
+    layer.contour = 2
+    layer.editable = False
+    return layer
 
 
 def uncertainty_colormap() -> Colormap:

@@ -23,6 +23,7 @@ UNCERTAINTY_RGBA: Final = (
 )
 UNLABELLED_COLOR: Final = "#9a9a9a"
 REFERENCE_COLOR: Final = "#7CFC00"
+REFINED_COLOR: Final = "#00FFFF"
 
 
 def class_colors(classes: ClassMap) -> dict[int | None, npt.NDArray[np.float32]]:

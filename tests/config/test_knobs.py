@@ -11,10 +11,11 @@ import pytest
 from segdesk.config.app import AppSettings
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.knobs import Knobs, extra, parse_assignments
+from segdesk.config.refinement import CrfConfig
 from segdesk.config.training import TrainingConfig
 from segdesk.core.errors import InputError
 
-CONFIGS: list[type[Knobs]] = [InferenceConfig, TrainingConfig]
+CONFIGS: list[type[Knobs]] = [InferenceConfig, CrfConfig, TrainingConfig]
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -124,7 +124,7 @@ def test_dropout_leaves_the_network_and_torchs_random_numbers_alone() -> None:
 
 def test_a_network_without_dropout_is_refused() -> None:
     for net in (network(dropout=0.0), network("segnet")):
-        with pytest.raises(InputError, match="no dropout.*margin.*augmentation, ensemble"):
+        with pytest.raises(InputError, match=r"no dropout.*margin.*augmentation, ensemble"):
             make_sampler(UncertaintyKind.DROPOUT, [net])
 
 

@@ -17,6 +17,7 @@ from segdesk.session.session import Session
 from segdesk.ui.bridge import reporting
 from segdesk.ui.forms import KnobsForm
 from segdesk.ui.legend import Legend
+from segdesk.ui.panels.refine import RefineBox
 from segdesk.ui.widgets import ActionButton, ElidingCombo, Hint, Panel, heading
 from segdesk.ui.words import count_images, device_words, model_summary, model_tooltip
 
@@ -61,6 +62,7 @@ class PredictPanel(Panel):
         self.bar = QProgressBar()
         self.progress = Hint()
         self.reason = Hint()
+        self.refine = RefineBox(workbench)
         self.legend = Legend()
         self._lay_out()
         workbench.session_opened.connect(self._on_opened)
@@ -86,6 +88,7 @@ class PredictPanel(Panel):
         self.column.addLayout(buttons)
         for widget in below:
             self.column.addWidget(widget)
+        self.column.addWidget(self.refine)
         self.column.addWidget(self.legend)
         self.column.addStretch(1)
         self.bar.hide()
