@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from enum import StrEnum
 from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from segdesk.config.knobs import Knobs
 from segdesk.core.prediction import ONE_PASS, UncertaintyKind
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class Scaling(StrEnum):
+    """How an image is scaled before the model sees it."""
+
+    CARD = "card"
+    PERCENTILE = "percentile"
+    MINMAX = "minmax"
+    ZSCORE = "zscore"
+
+
+SCALING_HELP = {
+    Scaling.CARD: "as the model was trained; right unless you know better",
+    Scaling.PERCENTILE: "from the darkest to the brightest pixels, a few extreme ones left out",
+    Scaling.MINMAX: "from the darkest to the brightest pixel",
+    Scaling.ZSCORE: "five standard deviations around the mean",
+}
 
 
 class InferenceConfig(Knobs):
@@ -94,6 +113,35 @@ class InferenceConfig(Knobs):
         description="auto: half precision where a short trial shows that it is faster and agrees; "
         "single: always exact; half: wherever it agrees.",
     )
+    normalization: Scaling = Field(
+        Scaling.CARD,
+        title="Normalisation",
+        description="What range of grey values the model gets to see, for each image its own. "
+        + "; ".join(f"{kind}: {text}" for kind, text in SCALING_HELP.items())
+        + ".",
+        json_schema_extra={"choices": {str(kind): text for kind, text in SCALING_HELP.items()}},
+    )
+    channels: str = Field(
+        "",
+        title="Channels",
+        description="Numbers of the image's channels that the model gets, in its order and "
+        "counted from 0, such as 0,2,1. Empty: all of them as they are, and one grey channel "
+        "for every colour.",
+        json_schema_extra={"empty": "automatic"},
+    )
+
+    @field_validator("channels")
+    @classmethod
+    def _tidy_channels(cls, text: str) -> str:
+        tidy = re.sub(r"\s+", "", text)
+        if tidy and not re.fullmatch(r"\d{1,4}(,\d{1,4})*", tidy):
+            raise ValueError("write numbers from 0 with commas between them, such as 0,2,1")
+        return tidy
+
+    @property
+    def chosen_channels(self) -> tuple[int, ...]:
+        """The channels as numbers; none where the choice is automatic."""
+        return tuple(int(part) for part in self.channels.split(",") if part)
 
     def settled(self, best: UncertaintyKind | None = None) -> Self:
         """Return it with a kind of uncertainty in place of ``auto``: the best one known."""

@@ -10,16 +10,26 @@ from segdesk.core.errors import InputError
 
 CARD_VERSION: Final = 1
 
+ScalingMethod = Literal["percentile", "minmax", "zscore"]
+
 
 class Normalization(BaseModel):
     """How pixels become the network's input.
 
-    Each image is scaled by its own percentiles, over all channels together so that
-    colour is kept, clipped to 0..1, then shifted and scaled.
+    Each image is scaled by its own values, over all channels together so that
+    colour is kept, clipped to 0..1, then shifted by ``mean`` and divided by ``std``.
+
+    Attributes
+    ----------
+    method
+        What becomes 0 and 1: two percentiles, the least and the greatest value, or five
+        standard deviations below and above the mean. With ``mean`` 0.5 and ``std`` 0.1 the
+        network gets plain z-scores.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    method: ScalingMethod = "percentile"
     low_percentile: float = Field(1.0, ge=0, le=100)
     high_percentile: float = Field(99.8, ge=0, le=100)
     mean: float = 0.5
