@@ -64,9 +64,7 @@ def regions(session: Session, sample: Sample) -> list[Region]:
     return read_regions(prediction) if prediction is not None else []
 
 
-def next_region(
-    session: Session, sample: Sample, after: Region | None = None
-) -> Region | None:
+def next_region(session: Session, sample: Sample, after: Region | None = None) -> Region | None:
     """Return the uncertain place that comes after one, and after the last the first again.
 
     None where there is none.

@@ -93,12 +93,12 @@ def test_a_tile_is_seen_the_same_alone_and_beside_others() -> None:
 def test_dropout_keeps_the_mean_of_what_it_drops(name: str) -> None:
     """Values and whole channels: many draws come back to the network without dropout."""
     net, batch = network(name), image(height=64)
-    sampler = make_sampler(UncertaintyKind.DROPOUT, [net], passes=64)
+    sampler = make_sampler(UncertaintyKind.DROPOUT, [net], passes=32)
     with torch.inference_mode():
         mean, unsure = sampler(batch)
         plain = net(batch).softmax(1)
     assert unsure.max() > 1e-6
-    assert (mean - plain).abs().mean() < 0.02
+    assert (mean - plain).abs().mean() < 0.03
 
 
 def test_dropout_leaves_the_network_and_torchs_random_numbers_alone() -> None:
@@ -124,7 +124,7 @@ def test_dropout_leaves_the_network_and_torchs_random_numbers_alone() -> None:
 
 def test_a_network_without_dropout_is_refused() -> None:
     for net in (network(dropout=0.0), network("segnet")):
-        with pytest.raises(InputError, match="no dropout.*margin.*augmentation, ensemble"):
+        with pytest.raises(InputError, match=r"no dropout.*margin.*augmentation, ensemble"):
             make_sampler(UncertaintyKind.DROPOUT, [net])
 
 
