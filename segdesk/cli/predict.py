@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from segdesk.cli.console import Meter, meter, show, show_json
+from segdesk.cli.console import Meter, meter, say, show, show_json
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.knobs import parse_assignments
 from segdesk.core.errors import InputError, SegDeskError
@@ -23,7 +23,7 @@ from segdesk.io.images import hash_file, probe_image
 from segdesk.io.store import DATABASE_NAME, SUFFIX, ProjectStore
 from segdesk.jobs.messages import AnyEvent, Finished, PredictionReady, PredictOrder
 from segdesk.session.models import ModelEntry, find_model, list_models
-from segdesk.session.predicting import request, require_channels
+from segdesk.session.predicting import cost, find_companions, request, require_channels
 from segdesk.session.projects import find_images
 from segdesk.session.session import Session
 
@@ -39,7 +39,11 @@ def predict(
     what: list[Path] = typer.Argument(..., help="A project, or image files and folders."),
     model: str | None = typer.Option(None, "--model", help="Name or folder of a model."),
     out: Path | None = typer.Option(None, "--out", help="Folder for the results of image files."),
-    uncertainty: str | None = typer.Option(None, "--uncertainty", help="auto, margin or entropy."),
+    uncertainty: str | None = typer.Option(
+        None,
+        "--uncertainty",
+        help="auto, margin, entropy, dropout, augmentation or ensemble.",
+    ),
     device: str | None = typer.Option(None, "--device", help="auto, cpu, cuda or mps."),
     settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
     as_json: bool = typer.Option(False, "--json", help="Report as JSON."),
@@ -92,6 +96,9 @@ def _predict_project(
             elif isinstance(event, Finished) and event.state is RunState.FAILED:
                 failures.append(event)
 
+        price = cost(session, list(samples.values()), config, model)
+        if price.passes > 1:
+            say(price.words)
         session.attach(InlineBackend(on_event))
         request(session, list(samples.values()), config, model)
         if failures:
@@ -105,6 +112,7 @@ def _predict_files(
     from segdesk.training.inline import InlineBackend
 
     entry = find_model(model) if model else _default_model()
+    find_companions(config, entry)  # an ensemble that cannot be had is told of at once
     _check(paths, entry)
     results: list[dict[str, Any]] = []
     last: list[AnyEvent] = []
@@ -166,6 +174,7 @@ def _order(path: Path, entry: ModelEntry, config: InferenceConfig, out: Path) ->
         classes=entry.card.classes,
         out=out,
         config=config,
+        companions=tuple(other.folder for other in find_companions(config, entry).values()),
     )
 
 

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: A pixel counts as unsure when the two most probable classes are less than
-#: this far apart; with two classes: the probability lies in 0.25 to 0.75.
+#: this far apart; with two classes: the probability lies in 0.25 to 0.75. Of
+#: several passes, the mean probability counts.
 UNSURE_MARGIN = 0.5
 
 

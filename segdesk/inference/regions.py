@@ -122,4 +122,5 @@ def _region(
 ) -> Region:
     y, x = row * cell, column * cell
     part = uncertainty[y : y + box[0] * cell, x : x + box[1] * cell]
-    return Region(z, y, x, *part.shape, round(float(part.mean(dtype=np.float64)), 6))
+    height, width = part.shape
+    return Region(z, y, x, height, width, round(float(part.mean(dtype=np.float64)), 6))

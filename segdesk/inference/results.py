@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,16 @@ from torch import Tensor
 
 from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
+from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.prediction import Prediction, Provenance
-from segdesk.inference.predictor import Plane, Predictor, planes_of
+from segdesk.inference.normalize import choose_channels, choose_method, fit_scaler, pick_channels
+from segdesk.inference.predictor import Plane, Predictor
 from segdesk.inference.sampling import Sampler
 from segdesk.inference.tiling import Box
 from segdesk.inference.writer import TIFF_PIXELS, ResultWriter
 from segdesk.io.atomic import explain_os_errors, move_into_place
-from segdesk.io.images import read_image
+from segdesk.io.sources import ImageSource, open_source
 from segdesk.jobs.messages import PredictOrder, View
 from segdesk.nn.weights import LoadedModel
 
@@ -102,15 +105,16 @@ def predict_to_folder(
     """
     began = time.perf_counter()
     lookup = map_to_classes(model.card.classes, order.classes, order.model)
-    image = read_image(order.image)
-    planes = [Plane.of(plane) for plane in planes_of(predictor.prepare(image.data))]
-    shape = (len(planes), *planes[0].shape)
-    with _kept(order.out, shape, lookup, _deciding(order, model)) as writer:
+    with ExitStack() as stack:
+        source = stack.enter_context(open_source(order.image))
+        planes = planes_of(source, order, model.card)
+        shape = (len(planes), *planes[0].shape)
+        writer = stack.enter_context(_kept(order.out, shape, lookup, _deciding(order, model)))
         _predict_planes(planes, order.config, predictor, sampler, writer, watch)
         as_tiff = order.as_tiff
         if as_tiff is None:
-            as_tiff = int(np.prod(shape)) <= TIFF_PIXELS
-        writer.finish(is_flat=image.data.ndim == 3, as_tiff=as_tiff)
+            as_tiff = math.prod(shape) <= TIFF_PIXELS
+        writer.finish(is_flat=len(source.shape) == 2, as_tiff=as_tiff)
         provenance = describe(order, model, predictor, time.perf_counter() - began)
         text = json.dumps(provenance.as_dict(), indent=2)
         (writer.folder / "provenance.json").write_text(text + "\n", "utf-8")
@@ -157,6 +161,35 @@ def _with_what_is_kept(error: BaseException, out: Path, done: int, total: int) -
         except OSError:
             return error
     return InputError(error.message + kept, error.actions)
+
+
+def planes_of(source: ImageSource, order: PredictOrder, card: ModelCard) -> list[Plane]:
+    """Return the planes of an image as the model takes them, read when they are needed.
+
+    Raises
+    ------
+    InputError
+        Pixels cannot be read, the channels do not fit, or there is no such level.
+    """
+    if order.level >= source.levels:
+        raise InputError(
+            f"{source.name} has {source.levels} resolution levels, so there is no level "
+            f"{order.level}; choose 0 (the finest) to {source.levels - 1}."
+        )
+    config = order.config
+    picked = pick_channels(
+        source.channels, card.channels, card.name, config.chosen_channels, source.name
+    )
+    scaler = fit_scaler(source, choose_method(card.normalization, config.normalization), picked)
+    *stack, height, width = source.level_shape(order.level)
+
+    def plane(z: int) -> Plane:
+        def read(rows: slice, columns: slice) -> npt.NDArray[np.float32]:
+            return scaler(choose_channels(source.read(z, rows, columns, order.level), picked))
+
+        return Plane((height, width), read)
+
+    return [plane(z) for z in range(stack[0] if stack else 1)]
 
 
 def _predict_planes(

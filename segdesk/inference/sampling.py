@@ -262,7 +262,8 @@ def _dropping(layers: Sequence[nn.Module], generator: torch.Generator) -> Iterat
     """
 
     def drop(layer: nn.Module, _: object, x: Tensor) -> Tensor:
-        keep = 1.0 - float(layer.p)
+        assert isinstance(layer, DROPOUTS)
+        keep = 1.0 - layer.p
         is_by_value = isinstance(layer, nn.Dropout)
         # One draw for the whole batch: images beside each other see the same network.
         shape = x.shape[1:] if is_by_value else (x.shape[1], *(1 for _ in x.shape[2:]))

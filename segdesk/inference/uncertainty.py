@@ -6,7 +6,7 @@ For class maps before the softmax, and for several passes, see
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from scipy.special import xlog1py, xlogy
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float32]
+
+#: Passes that disagree by less than this do so by rounding.
+_ROUNDING: Final = 1e-6
 
 
 def entropy(probabilities: Floats) -> Floats:
@@ -35,7 +38,8 @@ def entropy(probabilities: Floats) -> Floats:
     rest = np.minimum(others.sum(0), 1.0)
     of_best = np.where(rest < 0.5, xlog1py(1.0 - rest, -rest), xlogy(rising[-1], rising[-1]))
     values = -(of_best + xlogy(others, others).sum(0)) / np.log(len(rising))
-    return np.clip(values, 0.0, 1.0).astype(np.float32)
+    clipped: Floats = np.clip(values, 0.0, 1.0).astype(np.float32)
+    return clipped
 
 
 def margin(probabilities: Floats) -> Floats:
@@ -77,5 +81,34 @@ def unsure_pixels(probabilities: Floats) -> npt.NDArray[np.bool_]:
 
 
 def unsure_share(probabilities: Floats) -> float:
-    """Return the share of pixels whose two best classes lie close together."""
+    """Return the share of pixels whose two best classes lie close together.
+
+    For every kind of uncertainty, so that images, models and kinds can be compared: of
+    several passes the mean probabilities are taken, where passes that contradict each
+    other come out close together. Mutual information itself has no value that counts as
+    unsure everywhere, as it depends on how different the passes are: its largest was
+    0.005 for dropout and 0.5 for augmentation on the same images. Its mean also told less
+    of how much of an image is wrong.
+    """
     return float(unsure_pixels(probabilities).mean())
+
+
+def shown_as_guessing(kind: UncertaintyKind, values: Floats, score: float) -> float:
+    """Return the uncertainty that is shown in the last colour of the legend.
+
+    Entropy and margin reach 1. Mutual information may stay far below: there, as many
+    pixels are shown as unsure or worse as the image has unsure ones, those where the
+    passes disagree most. So a colour means the same for every kind.
+
+    Parameters
+    ----------
+    values
+        float32, 0 to 1, any shape.
+    score
+        Share of unsure pixels, from :func:`unsure_share`.
+    """
+    if kind in _KINDS or not values.size:
+        return 1.0
+    rank = min(values.size - 1, int((1.0 - score) * values.size))
+    unsure = float(np.partition(values, rank, axis=None)[rank])
+    return min(1.0, max(unsure / (1.0 - UNSURE_MARGIN), _ROUNDING))

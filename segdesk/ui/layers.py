@@ -113,19 +113,21 @@ class SampleLayers:
             np.copyto(data, after, where=data == before)
             self._labels.refresh()
 
-    def set_uncertainty(self, values: npt.NDArray[np.float32]) -> None:
-        """Show uncertainty, 0 to 1."""
+    def set_uncertainty(self, values: npt.NDArray[np.float32], guessing: float = 1.0) -> None:
+        """Show uncertainty, 0 to 1; ``guessing`` and above in the last colour."""
         if self._uncertainty is not None:
             self._uncertainty.data = values
+            self._uncertainty.contrast_limits = (0, guessing)
             return
         self._uncertainty = Image(
             values,
             name=UNCERTAINTY,
             colormap=uncertainty_colormap(),
-            contrast_limits=(0, 1),
+            contrast_limits=(0, guessing),
             blending="translucent",
             opacity=0.7,
         )
+        self._uncertainty.contrast_limits_range = (0, 1)
         self._insert(self._uncertainty, below=self._labels)
 
     def set_reference(self, labels: LabelArray) -> None:

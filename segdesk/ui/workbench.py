@@ -20,6 +20,7 @@ from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction
 from segdesk.core.sample import Sample
 from segdesk.inference.regions import Region
+from segdesk.inference.uncertainty import shown_as_guessing
 from segdesk.io.images import ImageData, read_image
 from segdesk.io.masks import read_mask
 from segdesk.io.store import ProjectStore
@@ -43,7 +44,8 @@ Result = TypeVar("Result")
 #: An uncertain place is shown with so many times its width around it.
 SURROUNDINGS = 2.5
 
-Maps = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
+#: Labels, uncertainty, and the uncertainty shown as *guessing*.
+Maps = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], float]
 
 
 class Workbench:
@@ -307,7 +309,7 @@ class Workbench:
         correction = Correction(self._session, sample)
         self.layers.show(image.data, correction.annotation.labels)
         if maps is not None:
-            self.layers.set_uncertainty(maps[1])
+            self.layers.set_uncertainty(maps[1], maps[2])
         if reference is not None:
             self.layers.set_reference(reference)
         if not self._is_arranged:  # napari's controls for labels take more room than none
@@ -345,18 +347,18 @@ class Workbench:
     def _load_prediction(self, prediction: Prediction) -> None:
         number = self._opening
         self.in_background(
-            partial(predicting.read_prediction, prediction),
+            partial(_read_maps, prediction),
             partial(self._take_prediction, number),
         )
 
     def _take_prediction(self, number: int, maps: Maps) -> None:
         if number != self._opening or self._correction is None or self.layers is None:
             return
-        labels, uncertainty = maps
+        labels, uncertainty, guessing = maps
         before = self._correction.annotation.labels
         self._correction.take_prediction(labels)
         self.layers.replace_labels(before, self._correction.annotation.labels)
-        self.layers.set_uncertainty(uncertainty)
+        self.layers.set_uncertainty(uncertainty, guessing)
         self.sample_shown.emit(str(self._sample_id))
 
 
@@ -374,8 +376,14 @@ def _read_sample(
     sample: Sample, prediction: Prediction | None, classes: ClassMap
 ) -> tuple[ImageData, Maps | None, npt.NDArray[np.uint8] | None]:
     image = read_image(sample.path)
-    maps = predicting.read_prediction(prediction) if prediction is not None else None
+    maps = _read_maps(prediction) if prediction is not None else None
     reference = None
     if sample.reference is not None and sample.reference.is_file():
         reference = read_mask(sample.reference, classes, sample.shape).labels
     return image, maps, reference
+
+
+def _read_maps(prediction: Prediction) -> Maps:
+    labels, uncertainty = predicting.read_prediction(prediction)
+    kind = predicting.uncertainty_kind(prediction)
+    return labels, uncertainty, shown_as_guessing(kind, uncertainty, prediction.score)

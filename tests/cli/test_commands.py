@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import tifffile
 import zarr
 
+from segdesk.core.sample import Status
 from segdesk.io.store import ProjectStore
 
 Cli = Callable[..., Any]
@@ -213,3 +215,37 @@ def test_the_program_starts_as_a_module_and_knows_its_version() -> None:
     assert wrong.stderr == (
         "There is no project or command 'statsu'; did you mean 'segdesk status'?\n"
     )
+
+
+def test_review_names_images_and_places_in_them(project: Path, segdesk: Cli) -> None:
+    with ProjectStore.open(project) as store:
+        for sample in store.samples():
+            store.replace_sample(replace(sample, status=Status.PREDICTED))
+    before = segdesk("review", project, "--next", 2, "--json").json
+    assert [entry["regions"] for entry in before] == [[], []]
+    assert segdesk("predict", project, "--uncertainty", "entropy").code == 0
+    told = segdesk("review", project, "--next", 2, "--json").json
+    assert len(told) == 2
+    for entry in told:
+        (place,) = entry["regions"]  # the images are as small as a place
+        assert (place["y"], place["x"], place["height"], place["width"]) == (0, 0, 64, 64)
+        with ProjectStore.open(project) as store:
+            folder = store.prediction(entry["id"], "tiny").folder  # type: ignore[union-attr]
+        values = tifffile.imread(folder / "uncertainty.tif")
+        assert place["mean"] == pytest.approx(values.mean(), abs=1e-5)
+    shown = segdesk("review", project, "--next", 1).out.splitlines()
+    assert shown[0].startswith(f"{told[0]['image']}: the model is unsure of")
+    mean = told[0]["regions"][0]["mean"]
+    assert shown[1].strip() == f"x 0 to 64, y 0 to 64: mean uncertainty {mean:.1%}"
+
+
+def test_an_ensemble_of_files_needs_companions(
+    segdesk: Cli, tmp_path: Path, disc_files: Callable[..., list[Path]],
+    make_model: Callable[..., Path],
+) -> None:  # fmt: skip
+    model, out = make_model(tmp_path / "tiny"), tmp_path / "out"
+    done = segdesk("predict", disc_files(1)[0], "--model", model, "--out", out,
+                   "--uncertainty", "ensemble")  # fmt: skip
+    assert done.code == 2
+    assert "name some under Companions (companions=NAME,NAME)" in done.err
+    assert not out.exists()
