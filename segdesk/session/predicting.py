@@ -21,7 +21,7 @@ from segdesk.io.calibrations import read_calibration
 from segdesk.io.labels import read_plane
 from segdesk.io.packages import hash_weights
 from segdesk.io.store import ProjectStore
-from segdesk.jobs.messages import PredictOrder
+from segdesk.jobs.messages import PredictOrder, View
 from segdesk.session.models import ModelEntry, current_model, find_model, rounds_of
 from segdesk.session.session import Session
 
@@ -40,8 +40,11 @@ def request(
     samples: Sequence[Sample],
     config: InferenceConfig,
     model: str | None = None,
+    view: View | None = None,
 ) -> list[str]:
     """Order a prediction of each sample; returns the job ids.
+
+    With a ``view``, what is on screen of the one sample, its parts are sent as they come.
 
     Raises
     ------
@@ -84,6 +87,7 @@ def request(
             config=config,
             companions=tuple(other.folder for other in companions.values()),
             temperature=temperature,
+            view=view,
         )
         jobs.append(order.job)
         session.backend.predict(order)

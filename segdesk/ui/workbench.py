@@ -31,6 +31,7 @@ from segdesk.session.session import Session, engine_log
 from segdesk.session.workers import WorkerBackend
 from segdesk.ui.bridge import Bridge, notify, reporting
 from segdesk.ui.layers import SampleLayers
+from segdesk.ui.live import LivePrediction
 from segdesk.ui.panels import make_panels
 from segdesk.ui.strokes import StrokeKeeper
 
@@ -90,6 +91,7 @@ class Workbench:
         self.last_folder = Path.home()
         #: How predictions are asked for; the Predict panel's form sets it.
         self.inference = InferenceConfig()
+        self._live = LivePrediction(self)
         self.panels: dict[str, QWidget] = make_panels(self)
 
     # The project ---------------------------------------------------------------
@@ -146,6 +148,7 @@ class Workbench:
         session.attach(backend)
         backend.warm()
         self.layers = SampleLayers(self.viewer, session.store.classes)
+        self._live.listen(session)
         session.events.prediction_ready.connect(self._on_prediction)
         session.events.model_changed.connect(self._on_model_changed)
         self.session_opened.emit(session)
@@ -165,6 +168,7 @@ class Workbench:
         if session is None:
             return
         self._opening += 1
+        self._live.close()
         self._leave_sample()
         if self._bridge is not None:
             self._bridge.close()
@@ -236,7 +240,11 @@ class Workbench:
         """
         session = self._require_session()
         samples = [session.store.sample(sample_id) for sample_id in sample_ids]
-        jobs = predicting.request(session, samples, self.inference)
+        is_watched = sample_ids == [self._sample_id] and self._correction is not None
+        view = self._live.view() if is_watched else None
+        jobs = predicting.request(session, samples, self.inference, view=view)
+        if view is not None:
+            self._live.follow(jobs[0], view)
         self.jobs_ordered.emit(jobs)
         return jobs
 
@@ -295,6 +303,7 @@ class Workbench:
         return entry is not None and entry.name == model
 
     def _leave_sample(self) -> None:
+        self._live.leave()
         if self.strokes is not None:
             self.strokes.close()
             self.strokes = None
