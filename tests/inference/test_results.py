@@ -98,7 +98,7 @@ def test_provenance_is_enough_to_do_it_again(tmp_path: Path, make_model: MakeMod
     assert said["image_sha256"] == hash_file(image)
     assert said["weights_sha256"] == load_model(model).weights_sha256
     assert said["segdesk_version"] == __version__
-    assert said["config"] == {"device": "auto", **config}
+    assert said["config"] == {"device": "auto", "normalization": "card", "channels": "", **config}
     assert said["device"] == "cpu"
     assert said["seconds"] > 0
     again = predict(image, model, tmp_path / "again", **said["config"])
