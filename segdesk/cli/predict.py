@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from segdesk.cli.console import Meter, meter, show, show_json
+from segdesk.cli.console import Meter, meter, say, show, show_json
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.knobs import parse_assignments
 from segdesk.core.errors import InputError, SegDeskError
@@ -174,6 +174,8 @@ def _check(paths: list[Address], entry: ModelEntry, config: InferenceConfig) -> 
         stems[stem] = path
         info = probe_source(path)
         require_channels(_name(path), info.channels, entry, config.chosen_channels)
+        if info.note:
+            say(info.note)
 
 
 def _order(path: Address, entry: ModelEntry, config: InferenceConfig, out: Path) -> PredictOrder:

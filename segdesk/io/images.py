@@ -72,11 +72,14 @@ class ImageInfo:
         Number of channels, alpha not counted.
     dtype
         numpy name of the pixel type on disk.
+    note
+        What a user should know of it, in a sentence; empty as a rule.
     """
 
     shape: tuple[int, ...]
     channels: int
     dtype: str
+    note: str = ""
 
 
 def read_image(path: Path | str) -> ImageData:

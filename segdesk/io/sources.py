@@ -78,6 +78,7 @@ def probe_source(address: Address) -> ImageInfo:
     """Tell an image's form, and find now what is wrong with it.
 
     What is not lazy is read whole for that; of a large image one box in the middle.
+    The note says which share of a Zarr folder's chunks is missing.
 
     Raises
     ------
@@ -87,7 +88,12 @@ def probe_source(address: Address) -> ImageInfo:
     with open_source(address) as source:
         if source.is_lazy:
             _middle(source, level=0, side=1)
-        return ImageInfo(source.shape, source.channels, source.dtype)
+        note = ""
+        if is_zarr(address) and not is_remote(address):
+            from segdesk.io.zarrs import describe_gaps
+
+            note = describe_gaps(local_path(address))
+        return ImageInfo(source.shape, source.channels, source.dtype, note)
 
 
 def read_thumbnail(address: Address, size: int = 96) -> npt.NDArray[np.uint8]:

@@ -151,6 +151,7 @@ def add_images(
             {new.sample.id: _accepted(new.mask) for new in prepared if new.mask},
         )
     added.samples += [session.store.sample(new.sample.id) for new in prepared]
+    added.notes += [new.note for new in prepared if new.note]
     added.notes += [
         f"{new.sample.name}: {new.mask.description}" for new in prepared if new.mask is not None
     ]
@@ -165,6 +166,7 @@ class _New:
     sample: Sample
     mask: MaskReading | None
     is_fixed: bool
+    note: str = ""
 
 
 _Prepared = list[_New]
@@ -245,7 +247,7 @@ def _read(
         reference=image.reference.absolute() if image.reference else None,
     )
     reading = read_mask(image.mask, store.classes, info.shape) if image.mask else None
-    return _New(sample, reading, is_fixed=image.split is not None)
+    return _New(sample, reading, image.split is not None, info.note)
 
 
 def _draw_splits(store: ProjectStore, prepared: _Prepared) -> _Prepared:

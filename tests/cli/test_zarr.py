@@ -113,6 +113,17 @@ def test_a_store_that_breaks_off_is_refused_and_leaves_nothing(
     assert not out.exists()
 
 
+def test_missing_chunks_are_pointed_out(project: Path, segdesk: Cli, ome: Path) -> None:
+    for name in ("1.2", "2.1"):
+        (ome / "0" / name).unlink()
+    says = "cells.ome.zarr lacks 2 of its 9 chunks, which count as 0"
+    out = project.parent / "out"
+    done = segdesk("predict", ome, "--out", out, "--model", project / "models" / "tiny", "--json")
+    assert done.code == 0
+    assert says in done.err
+    assert says in segdesk("add", project, ome).err
+
+
 @pytest.mark.parametrize("channels", [2, 17])
 def test_channels_are_refused_or_chosen(
     project: Path, segdesk: Cli, tmp_path: Path, channels: int
