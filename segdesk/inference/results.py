@@ -283,7 +283,7 @@ def describe(
         model=order.model,
         weights_sha256=model.weights_sha256,
         image_sha256=order.image_sha256,
-        image=str(order.image),
+        image=order.image,
         config=InferenceConfig.model_dump(order.config, mode="json"),
         device=str(predictor.device),
         segdesk_version=__version__,

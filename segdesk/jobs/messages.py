@@ -8,7 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    field_validator,
+)
 
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.refinement import CrfConfig
@@ -55,7 +62,8 @@ class PredictOrder(_Message):
     order: Literal["predict"] = "predict"
     job: str
     sample: str
-    image: Path
+    #: A path, or an address of a Zarr
+    image: Annotated[str, BeforeValidator(str)]
     image_sha256: str
     model: str
     model_folder: Path

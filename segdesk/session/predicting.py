@@ -17,6 +17,7 @@ from segdesk.core.annotation import Annotation
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction, UncertaintyKind
 from segdesk.core.sample import Sample, Status
+from segdesk.inference.normalize import pick_channels
 from segdesk.io.calibrations import read_calibration
 from segdesk.io.labels import read_plane
 from segdesk.io.packages import hash_weights
@@ -60,12 +61,12 @@ def request(
             "first: choose it in the Predict panel, or run 'segdesk train PROJECT --model NAME'."
         )
     for sample in samples:
-        if not sample.path.is_file():
+        if not sample.path.exists():
             raise InputError(
                 f"The image {sample.path} is not there any more; put it back, or run "
                 f"'segdesk remove {store.folder.name} {sample.name}'."
             )
-        check_channels(sample, entry)
+        check_channels(sample, entry, config.chosen_channels)
     companions = find_companions(config, entry, store)
     if companions:  # the names, so that the provenance says which they were
         config = config.model_copy(update={"companions": ",".join(companions)})
@@ -78,7 +79,7 @@ def request(
         order = PredictOrder(
             job=session.new_job(sample.id),
             sample=sample.id,
-            image=sample.path,
+            image=str(sample.path),
             image_sha256=sample.sha256,
             model=entry.name,
             model_folder=entry.folder,
@@ -239,25 +240,22 @@ def _duration(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def check_channels(sample: Sample, entry: ModelEntry) -> None:
+def check_channels(sample: Sample, entry: ModelEntry, chosen: Sequence[int] = ()) -> None:
     """Refuse a sample whose channels the model does not take (InputError)."""
-    require_channels(sample.name, sample.channels, entry)
+    require_channels(sample.name, sample.channels, entry, chosen)
 
 
-def require_channels(image: str, channels: int, entry: ModelEntry) -> None:
-    """Refuse an image whose channels the model does not take.
+def require_channels(
+    image: str, channels: int, entry: ModelEntry, chosen: Sequence[int] = ()
+) -> None:
+    """Refuse an image whose channels, or those ``chosen`` of them, the model does not take.
 
     Raises
     ------
     InputError
-        The channels differ; a grey image is fine for any model.
+        As :func:`segdesk.inference.normalize.pick_channels`.
     """
-    if channels not in (1, entry.card.channels):
-        raise InputError(
-            f"{image} has {channels} channels, but the model {entry.name!r} takes "
-            f"{entry.card.channels}; choose a model made for such images, or leave the image out "
-            "('segdesk remove')."
-        )
+    pick_channels(channels, entry.card.channels, entry.name, chosen, image)
 
 
 def current_prediction(session: Session, sample_id: str) -> Prediction | None:
