@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-#: An uncertain place is shown with so many times its width around it.
-SURROUNDINGS = 2.5
+#: An uncertain place is shown with so many times its width in view.
+SURROUNDINGS = 2.0
 
 #: Labels, uncertainty, and the uncertainty shown as *guessing*.
 Maps = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], float]
