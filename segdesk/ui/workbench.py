@@ -27,6 +27,7 @@ from segdesk.session.correcting import Correction
 from segdesk.session.sample_project import make_sample_project
 from segdesk.session.session import Session, engine_log
 from segdesk.session.workers import WorkerBackend
+from segdesk.ui.background import SlowThread
 from segdesk.ui.bridge import Bridge, notify, reporting
 from segdesk.ui.layers import SampleLayers
 from segdesk.ui.panels import make_panels
@@ -53,7 +54,7 @@ class Workbench:
     viewer
         Where samples are shown.
     panels
-        *Project*, *Predict*, *Correct* and *Train*.
+        *Project*, *Predict*, *Correct*, *Train* and *Trust*.
     layers
         The layers of the sample on screen; None without a project.
     strokes
@@ -74,6 +75,7 @@ class Workbench:
         self._session: Session | None = None
         self._bridge: Bridge | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._slow: SlowThread | None = None
         self._sample_id: str | None = None
         self._correction: Correction | None = None
         self._opening = 0
@@ -92,6 +94,11 @@ class Workbench:
     def session(self) -> Session | None:
         """The open session."""
         return self._session
+
+    @property
+    def slow(self) -> SlowThread | None:
+        """Where pixels are counted; None without a project."""
+        return self._slow
 
     @property
     def bridge(self) -> Bridge | None:
@@ -134,6 +141,7 @@ class Workbench:
         self._session = session
         self._bridge = Bridge(session.handle)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="segdesk-io")
+        self._slow = SlowThread(self._bridge)
         backend = WorkerBackend(
             on_event=self._bridge.put, engine_log=engine_log(session.store.folder)
         )
@@ -166,6 +174,9 @@ class Workbench:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+        if self._slow is not None:
+            self._slow.close()
+            self._slow = None
         layers, self.layers = self.layers, None
         if not is_window_gone:
             if layers is not None:
@@ -206,8 +217,8 @@ class Workbench:
             partial(self._show, self._opening),
         )
 
-    def predict(self, sample_ids: list[str]) -> list[str]:
-        """Order predictions with the model in use; returns the job ids.
+    def predict(self, sample_ids: list[str], model: str | None = None) -> list[str]:
+        """Order predictions, by default with the model in use; returns the job ids.
 
         Raises
         ------
@@ -216,7 +227,7 @@ class Workbench:
         """
         session = self._require_session()
         samples = [session.store.sample(sample_id) for sample_id in sample_ids]
-        jobs = predicting.request(session, samples, self.inference)
+        jobs = predicting.request(session, samples, self.inference, model)
         self.jobs_ordered.emit(jobs)
         return jobs
 
