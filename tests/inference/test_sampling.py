@@ -94,7 +94,7 @@ def test_dropout_keeps_the_mean_of_what_it_drops(layer: nn.Module) -> None:
     """Single values and whole channels: many draws come back to the network without it."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), layer, nn.Conv2d(32, 2, 1)).eval()
-    sampler = make_sampler(UncertaintyKind.DROPOUT, [net], passes=64)
+    sampler = make_sampler(UncertaintyKind.DROPOUT, [net], passes=300)
     with torch.inference_mode():
         mean, unsure = sampler(image())
         plain = net(image()).softmax(1)

@@ -19,7 +19,7 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "companions": "a,b",
         "tile_size": 256,
         "overlap": 32,
-    },  # fmt: skip
+    },
     TrainingConfig: {
         "recipe": "head",
         "steps": 77_777,
