@@ -27,6 +27,7 @@ from segdesk.inference.sampling import Sampler
 from segdesk.inference.tiling import Box
 from segdesk.inference.writer import TIFF_PIXELS, ResultWriter
 from segdesk.io.atomic import explain_os_errors, move_into_place
+from segdesk.io.packages import hash_weights
 from segdesk.io.sources import ImageSource, open_source
 from segdesk.jobs.messages import PredictOrder, View
 from segdesk.nn.weights import LoadedModel
@@ -269,6 +270,8 @@ def _deciding(order: PredictOrder, model: LoadedModel) -> dict[str, Any]:
         "image": order.image_sha256 or str(order.image),
         "weights": model.weights_sha256,
         "classes": order.classes,
+        "companions": [hash_weights(folder) for folder in order.companions],
+        "temperature": order.temperature,
         "level": order.level,
         "config": config,
         "version": __version__,

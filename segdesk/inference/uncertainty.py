@@ -96,9 +96,10 @@ def unsure_share(probabilities: Floats) -> float:
 def shown_as_guessing(kind: UncertaintyKind, values: Floats, score: float) -> float:
     """Return the uncertainty that is shown in the last colour of the legend.
 
-    Entropy and margin reach 1. Mutual information may stay far below: there, as many
-    pixels are shown as unsure or worse as the image has unsure ones, those where the
-    passes disagree most. So a colour means the same for every kind.
+    Entropy and margin reach 1, and an ensemble's entropy does. Mutual information may
+    stay far below: there, as many pixels are shown as unsure or worse as the image has
+    unsure ones, those where the passes disagree most. So a colour means the same for
+    every kind.
 
     Parameters
     ----------
@@ -107,7 +108,7 @@ def shown_as_guessing(kind: UncertaintyKind, values: Floats, score: float) -> fl
     score
         Share of unsure pixels, from :func:`unsure_share`.
     """
-    if kind in _KINDS or not values.size:
+    if kind in {*_KINDS, UncertaintyKind.ENSEMBLE} or not values.size:
         return 1.0
     rank = min(values.size - 1, int((1.0 - score) * values.size))
     unsure = float(np.partition(values, rank, axis=None)[rank])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import zarr
 
+from segdesk.inference.regions import Region, find_regions, find_regions_of_stack
 from segdesk.inference.tiling import Box
 from segdesk.inference.uncertainty import unsure_pixels
 from segdesk.io.labels import write_plane
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 CHUNK: Final = 512
 #: Results of more pixels than this stay Zarr: a TIFF of them is made in memory.
 TIFF_PIXELS: Final = 64 * 2**20
+#: The most uncertain places: how many are kept, and how many of a chunk can be among them.
+REGIONS: Final = "regions.json"
+MOST_REGIONS: Final = 10
+REGIONS_OF_CHUNK: Final = 3
 _ORDER, _DONE = "order.json", "done.txt"
 
 #: Plane, and the chunk's row and column.
@@ -119,6 +125,9 @@ class ResultWriter:
         as_tiff
             Write labels and uncertainty as TIFF; they stay Zarr arrays otherwise.
         """
+        regions = self._regions(as_whole=as_tiff)
+        text = json.dumps([region.as_dict() for region in regions])
+        (self.folder / REGIONS).write_text(text + "\n", "utf-8")
         if as_tiff:
             for name in ("labels", "uncertainty"):
                 array = np.asarray(zarr.open_array(str(self._path(name)), mode="r"))
@@ -128,6 +137,18 @@ class ResultWriter:
             (self.folder / name).unlink()
 
     # How ---------------------------------------------------------------------
+
+    def _regions(self, *, as_whole: bool) -> list[Region]:
+        """Find the most uncertain places; chunk by chunk where the image is too large."""
+        if as_whole:
+            return find_regions_of_stack(np.asarray(self._unsure[:]))
+        found: list[Region] = []
+        for z, y, x in sorted(self._done):
+            box = self._box(y, x)
+            here = find_regions(np.asarray(self._unsure[z, *box.slices]), REGIONS_OF_CHUNK, z=z)
+            found += [replace(r, y=r.y + box.top, x=r.x + box.left) for r in here]
+            found = sorted(found, key=lambda region: region.total, reverse=True)[:MOST_REGIONS]
+        return found
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.zarr"
