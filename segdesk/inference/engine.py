@@ -17,7 +17,7 @@ from segdesk.inference.live import LiveView
 from segdesk.inference.predictor import Predictor
 from segdesk.inference.refining import refine_to_folder
 from segdesk.inference.results import Watch, predict_to_folder
-from segdesk.inference.sampling import in_order, make_sampler
+from segdesk.inference.sampling import Sampler, in_order, make_sampler
 from segdesk.io.packages import hash_weights
 from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import (
@@ -133,13 +133,7 @@ class Engine:
                 self._views.pop(order.job, None)
 
     def _predict(self, order: PredictOrder, token: CancelToken) -> None:
-        model, predictor = self._load(order, token)
-        sampler = make_sampler(
-            order.config.uncertainty,
-            [predictor.network, *self._companions(order, model, predictor)],
-            temperature=order.temperature,
-            passes=order.config.passes,
-        )
+        model, predictor, sampler = self.prepare(order, token)
         live = LiveView(order, self._send)
         watch = Watch(
             check=token.check,
@@ -176,6 +170,27 @@ class Engine:
                 changed=changed,
             )
         )
+
+    def prepare(
+        self, order: PredictOrder, token: CancelToken
+    ) -> tuple[LoadedModel, Predictor, Sampler]:
+        """Make ready what an order needs; the model is loaded unless it was the last one.
+
+        Raises
+        ------
+        InputError
+            A model cannot be loaded, or it has not what the uncertainty needs.
+        CanceledError
+            From ``token``.
+        """
+        model, predictor = self._load(order, token)
+        sampler = make_sampler(
+            order.config.uncertainty,
+            [predictor.network, *self._companions(order, model, predictor)],
+            temperature=order.temperature,
+            passes=order.config.passes,
+        )
+        return model, predictor, sampler
 
     def _load(self, order: PredictOrder, token: CancelToken) -> tuple[LoadedModel, Predictor]:
         key = (str(order.model_folder), hash_weights(order.model_folder), order.config.device)
