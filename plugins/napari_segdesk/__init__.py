@@ -6,6 +6,14 @@ from napari_segdesk._widgets import (
     ProjectDock,
     SegmentAndCorrect,
     TrainDock,
+    TrustDock,
 )
 
-__all__ = ["CorrectDock", "PredictDock", "ProjectDock", "SegmentAndCorrect", "TrainDock"]
+__all__ = [
+    "CorrectDock",
+    "PredictDock",
+    "ProjectDock",
+    "SegmentAndCorrect",
+    "TrainDock",
+    "TrustDock",
+]

@@ -113,7 +113,13 @@ class TrainDock(Docked):
     names = ("Train",)
 
 
-class SegmentAndCorrect(Docked):
-    """All four panels."""
+class TrustDock(Docked):
+    """The panel that says whether the model can be trusted."""
 
-    names = ("Project", "Predict", "Correct", "Train")
+    names = ("Trust",)
+
+
+class SegmentAndCorrect(Docked):
+    """All five panels."""
+
+    names = ("Project", "Predict", "Correct", "Train", "Trust")

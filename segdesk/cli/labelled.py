@@ -14,9 +14,10 @@ from segdesk.core.classes import ClassMap
 from segdesk.core.errors import InputError
 from segdesk.core.manifest import ManifestSample
 from segdesk.core.sample import Split
-from segdesk.io.images import hash_file, probe_image
+from segdesk.io.images import probe_image
 from segdesk.io.labels import write_labels
 from segdesk.io.masks import read_mask
+from segdesk.io.sources import hash_source
 from segdesk.io.store import ProjectStore
 from segdesk.session.models import ModelEntry, current_model, find_model
 from segdesk.session.projects import find_images, match_masks
@@ -84,7 +85,7 @@ def _from_folders(entry: ModelEntry, images: Path, masks: Path, work: Path) -> l
             ManifestSample(
                 id=pair.path.name,
                 image=pair.path.absolute(),
-                sha256=hash_file(pair.path),
+                sha256=hash_source(pair.path),
                 labels=file,
                 revision=1,
                 split=Split.VALIDATION,

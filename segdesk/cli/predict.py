@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import typer
@@ -19,7 +19,7 @@ from segdesk.config.knobs import parse_assignments
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.run import RunState
 from segdesk.io.atomic import explain_os_errors
-from segdesk.io.images import hash_file, probe_image
+from segdesk.io.sources import Address, hash_source, is_remote, probe_source
 from segdesk.io.store import DATABASE_NAME, SUFFIX, ProjectStore
 from segdesk.jobs.messages import AnyEvent, Finished, PredictionReady, PredictOrder
 from segdesk.session.models import ModelEntry, find_model, list_models
@@ -36,7 +36,9 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    what: list[Path] = typer.Argument(..., help="A project, or image files and folders."),
+    what: list[str] = typer.Argument(
+        ..., help="A project; or image files, OME-Zarr folders or addresses, and folders of them."
+    ),
     model: str | None = typer.Option(None, "--model", help="Name or folder of a model."),
     out: Path | None = typer.Option(None, "--out", help="Folder for the results of image files."),
     uncertainty: str | None = typer.Option(
@@ -52,14 +54,15 @@ def predict(
     values: dict[str, Any] = parse_assignments(settings)
     values |= {k: v for k, v in (("uncertainty", uncertainty), ("device", device)) if v}
     config = InferenceConfig.from_user(values)
-    is_project = len(what) == 1 and (what[0].suffix == SUFFIX or _holds_project(what[0]))
+    first = Path(what[0])
+    is_project = len(what) == 1 and (first.suffix == SUFFIX or _holds_project(first))
     with meter("Predicting") as progress:
         if is_project:
-            results = _predict_project(what[0], model, config, progress)
+            results = _predict_project(first, model, config, progress)
         else:
             if out is None:
                 raise InputError("Say where the results go: --out FOLDER.")
-            results = _predict_files(find_images(what), model, config, out, progress)
+            results = _predict_files(_find(what), model, config, out, progress)
     if as_json:
         show_json(results)
         return
@@ -106,23 +109,31 @@ def _predict_project(
     return done
 
 
+def _find(what: list[str]) -> list[Address]:
+    """Return the images named, in order; addresses as they are."""
+    found: list[Address] = []
+    for text in what:
+        found += [text] if is_remote(text) else find_images([text])
+    return found
+
+
 def _predict_files(
-    paths: list[Path], model: str | None, config: InferenceConfig, out: Path, progress: Meter
+    paths: list[Address], model: str | None, config: InferenceConfig, out: Path, progress: Meter
 ) -> list[dict[str, Any]]:
     from segdesk.training.inline import InlineBackend
 
     entry = find_model(model) if model else _default_model()
     find_companions(config, entry)  # an ensemble that cannot be had is told of at once
-    _check(paths, entry)
+    _check(paths, entry, config)
     results: list[dict[str, Any]] = []
     last: list[AnyEvent] = []
     backend = InlineBackend(last.append)
     # Beside the results, so that they can be renamed into place on any disk.
     with _folder(out), tempfile.TemporaryDirectory(dir=out, prefix=".part-") as part:
         for done, path in enumerate(paths):
-            progress(done, len(paths), path.name)
+            progress(done, len(paths), _name(path))
             last.clear()
-            backend.predict(_order(path, entry, config, Path(part) / path.stem))
+            backend.predict(_order(path, entry, config, Path(part) / _stem(path)))
             results.append({"image": str(path), **_place(last, path, out)})
     progress(len(paths), len(paths))
     return results
@@ -150,25 +161,37 @@ def _default_model() -> ModelEntry:
     return entries[0]
 
 
-def _check(paths: list[Path], entry: ModelEntry) -> None:
+def _name(address: Address) -> str:
+    return PurePosixPath(address).name if is_remote(address) else Path(address).name
+
+
+def _stem(address: Address) -> str:
+    return Path(_name(address)).stem
+
+
+def _check(paths: list[Address], entry: ModelEntry, config: InferenceConfig) -> None:
     """Find everything that can be wrong with the input before anything is written."""
-    stems: dict[str, Path] = {}
+    stems: dict[str, Address] = {}
     for path in paths:
-        if path.stem in stems:
+        stem = _stem(path)
+        if stem in stems:
             raise InputError(
-                f"{stems[path.stem]} and {path} would get the same result files; predict them "
+                f"{stems[stem]} and {path} would get the same result files; predict them "
                 "into two folders."
             )
-        stems[path.stem] = path
-        require_channels(path.name, probe_image(path).channels, entry)
+        stems[stem] = path
+        info = probe_source(path)
+        require_channels(_name(path), info.channels, entry, config.chosen_channels)
+        if info.note:
+            say(info.note)
 
 
-def _order(path: Path, entry: ModelEntry, config: InferenceConfig, out: Path) -> PredictOrder:
+def _order(path: Address, entry: ModelEntry, config: InferenceConfig, out: Path) -> PredictOrder:
     return PredictOrder(
-        job=path.name,
-        sample=path.stem,
-        image=path.absolute(),
-        image_sha256=hash_file(path),
+        job=_name(path),
+        sample=_stem(path),
+        image=str(path if is_remote(path) else Path(path).absolute()),
+        image_sha256=hash_source(path),
         model=entry.name,
         model_folder=entry.folder,
         classes=entry.card.classes,
@@ -182,7 +205,7 @@ def _failure(end: Finished) -> SegDeskError:
     return (InputError if end.is_input else SegDeskError)(end.reason or f"{end.job}: {end.state}.")
 
 
-def _place(events: list[AnyEvent], path: Path, out: Path) -> dict[str, Any]:
+def _place(events: list[AnyEvent], path: Address, out: Path) -> dict[str, Any]:
     end = next(event for event in events if isinstance(event, Finished))
     if end.state is not RunState.COMPLETED:
         # A user knows the folder they named and not the one beside the results.
@@ -191,7 +214,7 @@ def _place(events: list[AnyEvent], path: Path, out: Path) -> dict[str, Any]:
     ready = next(event for event in events if isinstance(event, PredictionReady))
     placed: dict[str, Any] = {"unsure": ready.score}
     for part in PARTS:
-        target = out / f"{path.stem}_{part}"
+        target = out / f"{_stem(path)}_{part}"
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(ready.folder / part, target)

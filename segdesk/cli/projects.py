@@ -47,7 +47,9 @@ def new(
 
 def add(
     project: Path = typer.Argument(..., help="The project."),
-    images: list[Path] = typer.Argument(..., help="Image files, or folders of them."),
+    images: list[str] = typer.Argument(
+        ..., help="Image files or OME-Zarr folders, or folders of them."
+    ),
     masks: Path | None = typer.Option(
         None, "--masks", help="Folder of masks named like the images."
     ),

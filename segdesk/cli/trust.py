@@ -15,6 +15,7 @@ from segdesk.cli.labelled import labelled
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.calibration import Calibration
 from segdesk.core.errors import InputError
+from segdesk.inference.findings import percent
 from segdesk.io.atomic import atomic_write_text
 from segdesk.io.packages import hash_weights
 
@@ -103,17 +104,6 @@ def _require_same_classes(names: Sequence[str], classes: Sequence[tuple[str, ...
             f"The model {names[0]!r} knows {', '.join(classes[0])}, and {names[-1]!r} knows "
             f"{', '.join(classes[-1])}; they cannot be compared."
         )
-
-
-def percent(share: float | None) -> str:
-    """Write a share as a percentage, near the ends with a decimal; "none" for None."""
-    if share is None:
-        return "none"
-    if 0 < share < 0.0005:
-        return "less than 0.1 %"
-    if 0.9995 <= share < 1:
-        return "more than 99.9 %"
-    return f"{100 * share:.{0 if 0.1 <= share <= 0.9 or share in (0, 1) else 1}f} %"
 
 
 def tell(report: Report) -> list[str]:

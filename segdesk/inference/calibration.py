@@ -17,14 +17,11 @@ and K classes first. No torch: the window may use this too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import digamma
 
 from segdesk.core.prediction import UncertaintyKind
 from segdesk.inference.uncertainty import uncertainty
@@ -88,6 +85,8 @@ def fit_temperature(probabilities: Floats, truth: Labels) -> float:
     def loss(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)
         return float((np.log(np.exp(logits * scale).sum(0)) - of_truth * scale).mean())
+
+    from scipy.optimize import minimize_scalar  # slow to import, and the window starts without
 
     # The loss is convex in 1/T, so it has one minimum over log T too.
     found = minimize_scalar(
@@ -244,6 +243,8 @@ class UncertaintyCounts:
             return float("nan")
         size, wrong = np.diff(seen), np.diff(errors)
         before, errors_before = seen[:-1], errors[:-1]
+        from scipy.special import digamma  # slow to import, and the window starts without
+
         # Of a block of m ties with e errors, after N pixels with E errors, the j-th has
         # risk (E + j e/m) / (N + j). Over j this sums to e + (E - N e/m) (H(N+m) - H(N)),
         # with the harmonic numbers H(x) = digamma(x + 1) + constant.
@@ -269,6 +270,37 @@ class UncertaintyCounts:
         ends = [np.cumsum(counts[filled]) for counts in (together, self.wrong)]
         seen, errors = (np.concatenate(([0.0], e.astype(np.float64))) for e in ends)
         return seen, errors
+
+
+@dataclass(frozen=True, eq=False)
+class PackedCounts:
+    """The filled bins of :class:`UncertaintyCounts`: most are empty in a single image.
+
+    Attributes
+    ----------
+    index, right, wrong
+        uint32 (m,): which bin, and its pixels.
+    """
+
+    index: npt.NDArray[np.uint32]
+    right: npt.NDArray[np.uint32]
+    wrong: npt.NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, counts: UncertaintyCounts) -> PackedCounts:
+        """Pack the counts of an image."""
+        index = np.flatnonzero(counts.right + counts.wrong).astype(np.uint32)
+        right, wrong = (c[index].astype(np.uint32) for c in (counts.right, counts.wrong))
+        return cls(index, right, wrong)
+
+    @staticmethod
+    def total(packed: Iterable[PackedCounts]) -> UncertaintyCounts:
+        """Add the counts of images up."""
+        sums = np.zeros((2, _UNCERTAINTY_BINS), np.int64)
+        for one in packed:
+            sums[0, one.index] += one.right
+            sums[1, one.index] += one.wrong
+        return UncertaintyCounts(*sums)
 
 
 def count_uncertainty(values: Floats, is_wrong: Flags) -> UncertaintyCounts:
@@ -397,13 +429,6 @@ class Tally:
         self.reliability = _reliability_of(*nothing)
         self.view = MisclassificationView.of(*nothing)
         self.uncertainty = {kind: _uncertainty_of(kind, *nothing) for kind in kinds}
-
-    def __add__(self, other: Tally) -> Tally:
-        both = copy(self)
-        both.reliability = self.reliability + other.reliability
-        both.view = self.view + other.view
-        both.uncertainty = {k: c + other.uncertainty[k] for k, c in self.uncertainty.items()}
-        return both
 
     def add(self, probabilities: Floats, truth: Labels) -> None:
         """Count the pixels of an image: float32 (K, n), and uint8 (n,), all below K."""

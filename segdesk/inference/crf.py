@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
 
-#: Side, in pixels, of the largest plane that is worked in one piece.
+#: Side, in pixels, of the largest plane of three channels that is worked in one piece.
 BLOCK = 1024
 #: Most pixels that neighbouring blocks of a larger plane see of each other.
 HALO = 128
@@ -178,10 +178,10 @@ def refine(
 ) -> Floats:
     """Return the class probabilities of a plane after mean-field inference.
 
-    A plane of more than 1024 pixels a side is worked in blocks of at most that, which
-    see 128 pixels of each other (less where both reaches are small); beyond that, pixels of
-    different blocks are not tied. So memory does not grow with the plane: a block of
-    colour takes about 1 GB.
+    A plane of more than 1024 pixels a side is worked in blocks of at most that (smaller
+    ones where there are more than three channels). Each sees 128 pixels of its neighbours,
+    less where both reaches are small; beyond that, pixels of different blocks are not tied.
+    So what is needed beside the maps themselves does not grow with the plane: about 1 GB.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def refine(
         ``token`` was set.
     """
     result = np.empty(probabilities.shape, np.float32)
-    blocks = list(_blocks(probabilities.shape[1:], config))
+    blocks = list(_blocks(grey.shape, config))
     total = len(blocks) * config.iterations
     for number, (seen, kept, inside) in enumerate(blocks):
         first = number * config.iterations
@@ -220,18 +220,21 @@ Box = tuple[slice, slice]
 
 def _blocks(shape: tuple[int, ...], config: CrfConfig) -> Iterator[tuple[Box, Box, Box]]:
     """Cut a plane: what a block sees, what is kept of it, and where that lies inside it."""
+    *sides, channels = shape
+    # The lattice of N pixels takes up to N times the square of the number of dimensions.
+    side = min(BLOCK, BLOCK * 6 // (channels + 3))
     reach = 2 * max(config.appearance_px, config.smoothness_px)
-    halo = min(HALO, int(np.ceil(reach)))
-    rows, columns = (_spans(length, halo) for length in shape)
+    halo = min(HALO, side // 4, int(np.ceil(reach)))
+    rows, columns = (_spans(length, side, halo) for length in sides)
     for seen_y, kept_y, inside_y in rows:
         for seen_x, kept_x, inside_x in columns:
             yield (seen_y, seen_x), (kept_y, kept_x), (inside_y, inside_x)
 
 
-def _spans(length: int, halo: int) -> list[tuple[slice, slice, slice]]:
-    if length <= BLOCK:
+def _spans(length: int, side: int, halo: int) -> list[tuple[slice, slice, slice]]:
+    if length <= side:
         return [(slice(0, length),) * 3]
-    count = -(-length // (BLOCK - 2 * halo))
+    count = -(-length // (side - 2 * halo))
     bounds = [round(i * length / count) for i in range(count + 1)]
     spans = []
     for start, stop in pairwise(bounds):

@@ -7,7 +7,7 @@ both draw the same conclusions here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +22,7 @@ from segdesk.inference.calibration import (
     FIT_PIXELS,
     TEMPERATURES,
     MisclassificationView,
+    PackedCounts,
     Reliability,
     Tally,
     UncertaintyCounts,
@@ -40,7 +41,20 @@ if TYPE_CHECKING:
 BAND: Final = (0.2, 0.8)
 #: The share of pixels that counts as the most uncertain.
 MOST_UNCERTAIN: Final = 0.1
+#: Pixels that are counted in one go.
+_PIECE = 1 << 17
 _COVERAGES = np.arange(1, 21) / 20
+
+
+def percent(share: float | None) -> str:
+    """Write a share as a percentage, near the ends with a decimal; "none" for None."""
+    if share is None:
+        return "none"
+    if 0 < share < 0.0005:
+        return "less than 0.1 %"
+    if 0.9995 <= share < 1:
+        return "more than 99.9 %"
+    return f"{100 * share:.{0 if 0.1 <= share <= 0.9 or share in (0, 1) else 1}f} %"
 
 
 def share_of(images: int) -> int:
@@ -59,7 +73,7 @@ class ImageCounts:
 
     Attributes
     ----------
-    tally
+    reliability, view, uncertainty
         Counts of all its labelled pixels.
     drawn
         Some of them, for fitting a temperature.
@@ -69,7 +83,9 @@ class ImageCounts:
         The model learnt from this image.
     """
 
-    tally: Tally
+    reliability: Reliability
+    view: MisclassificationView
+    uncertainty: dict[UncertaintyKind, PackedCounts]
     drawn: list[Pixels]
     read: Callable[[], Iterable[Pixels]]
     has_taught: bool = False
@@ -89,15 +105,18 @@ class ImageCounts:
         """Count the labelled pixels of an image's planes and draw ``share`` of them."""
         tally, drawn = Tally(classes, kinds), []
         for probabilities, truth in planes:
-            tally.add(probabilities, truth)
+            for piece in _pieces(probabilities, truth):
+                tally.add(*piece)
             chosen = draw_pixels(len(truth), max(1, share // len(planes)))
             drawn.append((probabilities[:, chosen], truth[chosen]))
-        return cls(tally, drawn, read, has_taught)
+        packed = {kind: PackedCounts.of(counts) for kind, counts in tally.uncertainty.items()}
+        return cls(tally.reliability, tally.view, packed, drawn, read, has_taught)
 
     def after(self, temperature: float) -> Reliability:
         """Return the reliability after a temperature; the last answer is kept."""
         if self._after is None or self._after[0] != temperature:
-            counted = [calibrated_reliability(*p, temperature) for p in self.read()]
+            pieces = (piece for plane in self.read() for piece in _pieces(*plane))
+            counted = [calibrated_reliability(*piece, temperature) for piece in pieces]
             self._after = temperature, sum(counted[1:], counted[0])
         return self._after[1]
 
@@ -112,6 +131,50 @@ class Half:
     after: Reliability
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How well a kind of uncertainty finds the wrong pixels; NaN where that cannot be said.
+
+    Attributes
+    ----------
+    auroc, aurc
+        Area under the ROC curve, and under risk against coverage.
+    share_of_errors
+        Share of the wrong pixels in the most uncertain tenth of all.
+    risk_without
+        Share of wrong pixels among the others.
+    risks
+        Share of wrong pixels at each twentieth of coverage.
+    """
+
+    auroc: float
+    aurc: float
+    share_of_errors: float
+    risk_without: float
+    risks: tuple[float, ...]
+
+    @classmethod
+    def of(cls, counts: UncertaintyCounts) -> Scores:
+        """Score the counts of a kind."""
+        return cls(
+            counts.auroc(),
+            counts.aurc(),
+            counts.share_of_errors(MOST_UNCERTAIN),
+            float(counts.risk_at(np.array([1.0 - MOST_UNCERTAIN]))[0]),
+            tuple(counts.risk_at(_COVERAGES).tolist()),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "auroc": _plain(self.auroc),
+            "aurc": _plain(self.aurc),
+            "share_of_errors": _plain(self.share_of_errors),
+            "risk_without": self.risk_without,
+            "risk_coverage": {"coverage": _COVERAGES.tolist(), "risk": list(self.risks)},
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
     """What labelled images say of a model.
@@ -122,8 +185,10 @@ class Findings:
         Names of the classes.
     images, learnt
         How many images there are, and from how many of them the model learnt.
-    tally
+    reliability, view
         Counts of all labelled pixels.
+    scores
+        How well each kind of uncertainty finds the wrong ones.
     temperature
         Fitted on all images.
     halves
@@ -133,19 +198,38 @@ class Findings:
     classes: tuple[str, ...]
     images: int
     learnt: int
-    tally: Tally
+    reliability: Reliability
+    view: MisclassificationView
+    scores: dict[UncertaintyKind, Scores]
     temperature: float
     halves: tuple[Half, ...]
 
     @classmethod
     def of(cls, images: Sequence[ImageCounts], classes: Sequence[str]) -> Findings:
         """Draw the conclusions; there is at least one image, with a labelled pixel."""
-        tally = images[0].tally
-        for image in images[1:]:
-            tally = tally + image.tally
-        halves = _cross_check(images) if len(images) > 1 else ()
-        learnt = sum(image.has_taught for image in images)
-        return cls(tuple(classes), len(images), learnt, tally, _fit(images), halves)
+        first, *others = images
+        kinds = first.uncertainty
+        totals = {k: PackedCounts.total(image.uncertainty[k] for image in images) for k in kinds}
+        return cls(
+            tuple(classes),
+            len(images),
+            sum(image.has_taught for image in images),
+            sum((image.reliability for image in others), first.reliability),
+            sum((image.view for image in others), first.view),
+            {kind: Scores.of(counts) for kind, counts in totals.items()},
+            _fit(images),
+            _cross_check(images) if others else (),
+        )
+
+    @property
+    def pixels(self) -> int:
+        """How many labelled pixels there are."""
+        return int(self.reliability.count.sum())
+
+    @property
+    def wrong(self) -> int:
+        """How many of them were given another class than the true one."""
+        return self.pixels - int(self.reliability.right.sum())
 
     @property
     def is_at_limit(self) -> bool:
@@ -155,7 +239,7 @@ class Findings:
     @property
     def accuracy(self) -> float:
         """Share of the labelled pixels that are right."""
-        return 1.0 - self.tally.wrong / self.tally.pixels
+        return 1.0 - self.wrong / self.pixels
 
     @property
     def after(self) -> Reliability | None:
@@ -166,7 +250,7 @@ class Findings:
     def ece_before(self) -> float:
         """Expected calibration error as the model is: mean over the halves, or over all."""
         if not self.halves:
-            return expected_calibration_error(self.tally.reliability)
+            return expected_calibration_error(self.reliability)
         return float(np.mean([expected_calibration_error(h.before) for h in self.halves]))
 
     @property
@@ -185,7 +269,7 @@ class Findings:
     @property
     def best(self) -> UncertaintyKind | None:
         """Kind of the highest AUROC to four decimals, the first of those that share it."""
-        return _best(self.tally.uncertainty)
+        return _best(self.scores)
 
     def as_dict(self, band: tuple[float, float] = BAND) -> dict[str, Any]:
         """Return the findings for JSON.
@@ -213,15 +297,15 @@ class Findings:
             - ``histograms``: right and wrong pixels by the probability ``of`` a class
               (None: of their true one), for ``all`` and per true class.
         """
-        view, best = self.tally.view, self.best
+        view, best = self.view, self.best
         return {
             "images": self.images,
             "learnt": self.learnt,
-            "pixels": self.tally.pixels,
-            "wrong": self.tally.wrong,
+            "pixels": self.pixels,
+            "wrong": self.wrong,
             "accuracy": self.accuracy,
             "calibration": self._calibration(),
-            "uncertainty": {str(k): _describe(c) for k, c in self.tally.uncertainty.items()},
+            "uncertainty": {str(k): scores.as_dict() for k, scores in self.scores.items()},
             "most_uncertain": MOST_UNCERTAIN,
             "best": None if best is None else str(best),
             "band": {
@@ -247,21 +331,20 @@ class Findings:
                 f"No temperature fits {model}: {why} on {self.images} labelled "
                 f"image{'' if self.images == 1 else 's'}; accept more images, then try again."
             )
-        counts = self.tally.uncertainty
         return Calibration(
             model=model,
             weights_sha256=weights_sha256,
             temperature=round(self.temperature, 6),
             images=self.images,
             learnt=self.learnt,
-            pixels=self.tally.pixels,
+            pixels=self.pixels,
             ece_before=self.ece_before,
             ece_after=self.ece_after,
-            auroc={str(kind): _plain(c.auroc()) for kind, c in counts.items()},
+            auroc={str(kind): _plain(s.auroc) for kind, s in self.scores.items()},
             share_of_errors={
-                str(kind): _plain(c.share_of_errors(MOST_UNCERTAIN)) for kind, c in counts.items()
+                str(kind): _plain(s.share_of_errors) for kind, s in self.scores.items()
             },
-            kind=_best({kind: counts[kind] for kind in ONE_PASS if kind in counts}),
+            kind=_best({k: self.scores[k] for k in ONE_PASS if k in self.scores}),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             segdesk_version=__version__,
         )
@@ -284,10 +367,18 @@ class Findings:
                 for half in self.halves
             ],
             "bins": {
-                "before": _bins(self.tally.reliability),
+                "before": _bins(self.reliability),
                 "after": None if after is None else _bins(after),
             },
         }
+
+
+def _pieces(
+    probabilities: npt.NDArray[np.float32], truth: npt.NDArray[np.uint8]
+) -> Iterator[Pixels]:
+    """Cut the pixels of a plane: numpy counts in one go, and the window must not wait for it."""
+    for start in range(0, len(truth), _PIECE):
+        yield probabilities[:, start : start + _PIECE], truth[start : start + _PIECE]
 
 
 def _fit(images: Sequence[ImageCounts]) -> float:
@@ -302,7 +393,7 @@ def _cross_check(images: Sequence[ImageCounts]) -> tuple[Half, ...]:
     halves = []
     for half in (0, 1):
         judged, temperature = images[half::2], _fit(images[1 - half :: 2])
-        before = [image.tally.reliability for image in judged]
+        before = [image.reliability for image in judged]
         after = [image.after(temperature) for image in judged]
         halves.append(
             Half(len(judged), temperature, sum(before[1:], before[0]), sum(after[1:], after[0]))
@@ -310,8 +401,8 @@ def _cross_check(images: Sequence[ImageCounts]) -> tuple[Half, ...]:
     return tuple(halves)
 
 
-def _best(counts: Mapping[UncertaintyKind, UncertaintyCounts]) -> UncertaintyKind | None:
-    known = {k: round(a, 4) for k, c in counts.items() if not math.isnan(a := c.auroc())}
+def _best(scores: Mapping[UncertaintyKind, Scores]) -> UncertaintyKind | None:
+    known = {k: round(s.auroc, 4) for k, s in scores.items() if not math.isnan(s.auroc)}
     return max(known, key=lambda kind: known[kind]) if known else None
 
 
@@ -320,20 +411,6 @@ def _bins(counted: Reliability) -> dict[str, list[Any]]:
         "confidence": [_plain(v) for v in counted.confidence],
         "accuracy": [_plain(v) for v in counted.accuracy],
         "count": counted.count.tolist(),
-    }
-
-
-def _describe(counts: UncertaintyCounts) -> dict[str, Any]:
-    without = counts.risk_at(np.array([1.0 - MOST_UNCERTAIN]))
-    return {
-        "auroc": _plain(counts.auroc()),
-        "aurc": _plain(counts.aurc()),
-        "share_of_errors": _plain(counts.share_of_errors(MOST_UNCERTAIN)),
-        "risk_without": float(without[0]),
-        "risk_coverage": {
-            "coverage": _COVERAGES.tolist(),
-            "risk": counts.risk_at(_COVERAGES).tolist(),
-        },
     }
 
 

@@ -338,7 +338,7 @@ def _describe(order: PredictOrder, about: dict[str, Any], made: Made) -> Provena
         model=order.model,
         weights_sha256=about["weights_sha256"],
         image_sha256=order.image_sha256,
-        image=str(order.image),
+        image=order.image,
         config=InferenceConfig.model_dump(order.config, mode="json"),
         device=made.device,
         segdesk_version=__version__,

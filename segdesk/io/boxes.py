@@ -399,7 +399,8 @@ def guarded(name: str, path: Path | None) -> Guard:
                 f"{name} does not fit into memory; cut it into smaller images."
             ) from error
         except kinds as error:
-            if isinstance(error, OSError) or path is None:
+            is_disk = isinstance(error, OSError) and error.errno is not None
+            if is_disk or path is None:
                 raise InputError(
                     f"{name}{place} cannot be read ({type(error).__name__}: {_line(error)}); "
                     "check the disk or the connection and try again."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,10 @@ __all__ = [
     "read_image",
     "thumbnail",
 ]
+
+
+#: The largest Zarr that is read whole, in bytes of memory.
+MOST_BYTES: Final = 2 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,32 +72,41 @@ class ImageInfo:
         Number of channels, alpha not counted.
     dtype
         numpy name of the pixel type on disk.
+    note
+        What a user should know of it, in a sentence; empty as a rule.
     """
 
     shape: tuple[int, ...]
     channels: int
     dtype: str
+    note: str = ""
 
 
-def read_image(path: Path) -> ImageData:
-    """Read PNG, JPEG, BMP, GIF (first frame), TIFF or OME-TIFF.
+def read_image(path: Path | str) -> ImageData:
+    """Read PNG, JPEG, BMP, GIF (first frame), TIFF or OME-TIFF, or a Zarr's finest level.
 
     EXIF orientation is applied, a palette becomes RGB, and all axes of a TIFF
     besides Y, X and the channels are flattened into one stack axis.
+    ``path`` may be an address of a Zarr; see :func:`segdesk.io.sources.open_source`.
 
     Raises
     ------
     InputError
         The file is missing, empty, damaged, not an image, of a kind SegDesk
-        does not read, or holds complex numbers, NaN or infinity.
+        does not read, or holds complex numbers, NaN or infinity; or a Zarr is over
+        2 GiB, which is to be read in pieces.
     """
+    from segdesk.io import sources  # which read all but Zarr with this module
+
+    if sources.is_zarr(path):
+        return _read_zarr(path)
     path = Path(path)
     raster = read_raster(path)
     data = to_numbers(_colors(raster), path.name)
     return ImageData(data, "YXC" if data.ndim == 3 else "ZYXC", raster.dtype)
 
 
-def probe_image(path: Path) -> ImageInfo:
+def probe_image(path: Path | str) -> ImageInfo:
     """Read an image whole, so that a damaged one is found now, and tell its form.
 
     Raises
@@ -150,6 +163,19 @@ def hash_file(path: Path) -> str:
 
 def _colors(raster: Raster) -> npt.NDArray[Any]:
     return raster.data if raster.palette is None else show_colors(raster.data, raster.palette)
+
+
+def _read_zarr(address: Path | str) -> ImageData:
+    from segdesk.io.sources import open_source
+
+    with open_source(address) as source:
+        if source.nbytes > MOST_BYTES:
+            raise InputError(
+                f"{source.name} is too large to be opened whole ({source.nbytes / 2**30:.1f} GiB); "
+                f"predict it in pieces with 'segdesk predict {address} --out FOLDER'."
+            )
+        data = source.read_level()
+        return ImageData(data, "YXC" if data.ndim == 3 else "ZYXC", source.dtype)
 
 
 def show_colors(indices: npt.NDArray[Any], palette: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

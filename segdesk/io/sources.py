@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from segdesk.core.errors import InputError
 from segdesk.io.atomic import explain_os_errors
 from segdesk.io.boxes import ImageSource, WholeImage
-from segdesk.io.images import hash_file, read_image
+from segdesk.io.images import ImageData, ImageInfo, hash_file, read_image, thumbnail
 from segdesk.io.tiffs import is_tiff, open_tiff
 
 __all__ = [
@@ -26,12 +29,17 @@ __all__ = [
     "is_zarr",
     "local_path",
     "open_source",
+    "probe_source",
+    "read_thumbnail",
 ]
 
 Address = str | Path
 
 #: A TIFF of fewer decoded bytes than this is read whole.
 WHOLE_BYTES: Final = 64 * 2**20
+
+#: A thumbnail is made from a level of at most this many pixels a side, or from its middle.
+THUMBNAIL_SOURCE: Final = 4096
 
 METADATA_NAMES: Final = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
@@ -64,6 +72,54 @@ def open_source(address: Address, *, whole_below: int = WHOLE_BYTES) -> ImageSou
     path = local_path(address)
     source = open_tiff(path, whole_below) if is_tiff(path) else None
     return source or WholeImage(path.name, read_image(path))
+
+
+def probe_source(address: Address) -> ImageInfo:
+    """Tell an image's form, and find now what is wrong with it.
+
+    What is not lazy is read whole for that; of a large image one box in the middle.
+    The note says which share of a Zarr folder's chunks is missing.
+
+    Raises
+    ------
+    InputError
+        As :func:`open_source` and reading a box.
+    """
+    with open_source(address) as source:
+        if source.is_lazy:
+            _middle(source, level=0, side=1)
+        note = ""
+        if is_zarr(address) and not is_remote(address):
+            from segdesk.io.zarrs import describe_gaps
+
+            note = describe_gaps(local_path(address))
+        return ImageInfo(source.shape, source.channels, source.dtype, note)
+
+
+def read_thumbnail(address: Address, size: int = 96) -> npt.NDArray[np.uint8]:
+    """Make a small picture of the middle plane; see :func:`~segdesk.io.images.thumbnail`.
+
+    It is made from the coarsest level that is large enough; a very large level
+    without coarser ones is shown by the 4096 x 4096 pixels in its middle.
+
+    Raises
+    ------
+    InputError
+        The image cannot be read.
+    """
+    with open_source(address) as source:
+        fine = [n for n in range(source.levels) if max(source.level_shape(n)[-2:]) >= size]
+        plane = _middle(source, level=max(fine, default=0), side=THUMBNAIL_SOURCE)
+        return thumbnail(ImageData(plane, "YXC", source.dtype), size)
+
+
+def _middle(source: ImageSource, level: int, side: int) -> npt.NDArray[Any]:
+    """Read the middle of the middle plane, at most ``side`` pixels a side."""
+    *stack, height, width = source.level_shape(level)
+    high, wide = min(height, side), min(width, side)
+    y, x = (height - high) // 2, (width - wide) // 2
+    z = stack[0] // 2 if stack else 0
+    return source.read(z, slice(y, y + high), slice(x, x + wide), level)
 
 
 def is_remote(address: Address) -> bool:

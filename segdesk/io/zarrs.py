@@ -44,7 +44,7 @@ def open_zarr(address: str | Path) -> ChunkedImage:
         There is no image, it is a label image or a plate, its metadata or store are
         damaged, or fsspec lacks a package for the address.
     """
-    name = str(address).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    name = _name(address)
     path = address if isinstance(address, Path) else None
     guard = guarded(name, path)
     with ExitStack() as stack:
@@ -60,6 +60,33 @@ def open_zarr(address: str | Path) -> ChunkedImage:
         return ChunkedImage(name, pieces, layout, guard, stack.pop_all())
 
 
+def describe_gaps(path: Path) -> str:
+    """Say how many chunks of the finest level are missing; an empty text for none.
+
+    Zarr takes those for empty ones, which a writer may leave out, so this is no error;
+    but a copy that broke off looks the same.
+
+    Raises
+    ------
+    InputError
+        As :func:`open_zarr`.
+    """
+    name = _name(path)
+    with guarded(name, path)(""), ExitStack() as stack:
+        store = _Watched(_store(name, path))
+        stack.callback(store.close)
+        node = _node(name, store)
+        array = _pyramid(name, node)[0][0] if isinstance(node, zarr.Group) else node
+        there, total = array.nchunks_initialized, array.nchunks
+    if there >= total:
+        return ""
+    return (
+        f"{name} lacks {total - there} of its {total} chunks, which count as "
+        f"{array.fill_value or 0}: they may have been empty, but if they were not, a copy broke "
+        "off; then copy it again."
+    )
+
+
 def hash_remote(address: str) -> str:
     """Return a SHA-256 of the metadata at an address and of the listing of its files.
 
@@ -68,7 +95,7 @@ def hash_remote(address: str) -> str:
     InputError
         As :func:`open_zarr`.
     """
-    name = address.rstrip("/").rsplit("/", 1)[-1]
+    name = _name(address)
     with guarded(name, None)(""):
         store = _Watched(_store(name, address))
         node = _node(name, store)
@@ -103,6 +130,9 @@ class _Watched(WrapperStore["Store"]):
 
     Attributes
     ----------
+    is_blosc
+        Whether what is read now are chunks packed by Blosc, which reads on beyond the
+        end of a chunk that was cut short.
     missing
         Keys asked for in vain.
     documents
@@ -111,6 +141,7 @@ class _Watched(WrapperStore["Store"]):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
+        self.is_blosc = False
         self.missing: list[str] = []
         self.documents: dict[str, bytes] = {}
 
@@ -123,6 +154,11 @@ class _Watched(WrapperStore["Store"]):
             self.missing.append(key)
         elif key.endswith(METADATA_NAMES):
             self.documents[key] = value.to_bytes()
+        elif self.is_blosc:
+            # The header's bytes 12 to 16 tell the length of the whole.
+            told = int.from_bytes(value[12:16].to_bytes(), "little")
+            if len(value) < max(16, told):
+                raise ValueError(f"{key} has {len(value)} bytes of {told}")
         return value
 
 
@@ -133,14 +169,21 @@ class _ZarrArray:
         self._array, self._store = array, store
         self.shape, self.chunks = array.shape, array.chunks
         self.dtype = np.dtype(array.dtype)
+        packers = [type(codec).__name__ for codec in array.compressors]
+        self._is_blosc = array.shards is None and packers[-1:] in (["Blosc"], ["BloscCodec"])
 
     def __getitem__(self, box: tuple[slice, ...]) -> Pixels:
         self._store.missing.clear()
+        self._store.is_blosc = self._is_blosc
         data = np.asarray(self._array[box])
         if self._store.missing:
             # Raises where the array itself is gone, an unplugged disk for one.
             zarr.open_array(self._store, path=self._array.path, mode="r")
         return data
+
+
+def _name(address: str | Path) -> str:
+    return str(address).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def _store(name: str, address: str | Path) -> Store:

@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    field_validator,
+)
 
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.refinement import CrfConfig
@@ -58,7 +65,8 @@ class PredictOrder(_Message):
     order: Literal["predict"] = "predict"
     job: str
     sample: str
-    image: Path
+    #: A path, or an address of a Zarr
+    image: Annotated[str, BeforeValidator(str)]
     image_sha256: str
     model: str
     model_folder: Path

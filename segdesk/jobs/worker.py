@@ -24,7 +24,7 @@ import psutil
 from pydantic import ValidationError
 
 from segdesk.core.run import RunState
-from segdesk.jobs.messages import EVENT, AnyEvent, CancelOrder, EngineOrder, Finished
+from segdesk.jobs.messages import EVENT, AnyEvent, CancelOrder, EngineOrder, Finished, ViewOrder
 
 SILENCE_SECONDS = 15.0
 TERMINATE_SECONDS = 5.0
@@ -95,6 +95,10 @@ class WorkerProcess:
             reason = crash_reason(self._name, self._process.wait(), self._log)
             self._on_event(Finished(job=job, state=RunState.CRASHED, reason=reason))
             return
+        self._send(order.model_dump_json())
+
+    def tell(self, order: ViewOrder) -> None:
+        """Send what is no job of its own and has no end."""
         self._send(order.model_dump_json())
 
     def cancel(self, job: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from segdesk.jobs.messages import PredictOrder, RefineOrder
+from segdesk.jobs.messages import PredictOrder, RefineOrder, View
 
 
 class Backend(Protocol):
@@ -26,6 +26,10 @@ class Backend(Protocol):
 
     def train(self, run_id: str, folder: Path) -> None:
         """Start the fine-tuning run in ``folder``."""
+        ...
+
+    def look(self, job: str, view: View) -> None:
+        """Say where the user of a prediction's image is looking now."""
         ...
 
     def cancel(self, job: str) -> None:

@@ -118,6 +118,27 @@ class Correction:
         self._is_based = False
         self.annotation = self.annotation.refreshed(labels).copy()
 
+    def take_part(self, start: tuple[int, ...], labels: Labels) -> tuple[Labels, Labels]:
+        """Show a part of a prediction that is under way wherever no person has spoken.
+
+        Parameters
+        ----------
+        start
+            First corner of the part, in pixels.
+        labels
+            uint8, as many axes as the sample.
+
+        Returns
+        -------
+        before, after
+            What the part showed until now, and what it shows now.
+        """
+        box = tuple(slice(s, s + n) for s, n in zip(start, labels.shape, strict=True))
+        before = self.annotation.labels[box].copy()
+        unseen = self.annotation.supervision[box] == Supervision.UNSEEN
+        np.copyto(self.annotation.labels[box], labels, where=unseen)
+        return before, self.annotation.labels[box]
+
     def undo(self) -> Edit | None:
         """Take the last stroke back; None if there is none to take back."""
         edit = self._session.store.undo_edit(self._id)

@@ -17,11 +17,12 @@ from segdesk.core.annotation import Annotation
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction, UncertaintyKind
 from segdesk.core.sample import Sample, Status
+from segdesk.inference.normalize import pick_channels
 from segdesk.io.calibrations import read_calibration
 from segdesk.io.labels import read_plane
 from segdesk.io.packages import hash_weights
 from segdesk.io.store import ProjectStore
-from segdesk.jobs.messages import PredictOrder
+from segdesk.jobs.messages import PredictOrder, View
 from segdesk.session.models import ModelEntry, current_model, find_model, rounds_of
 from segdesk.session.session import Session
 
@@ -40,8 +41,11 @@ def request(
     samples: Sequence[Sample],
     config: InferenceConfig,
     model: str | None = None,
+    view: View | None = None,
 ) -> list[str]:
     """Order a prediction of each sample; returns the job ids.
+
+    With a ``view``, what is on screen of the one sample, its parts are sent as they come.
 
     Raises
     ------
@@ -83,12 +87,12 @@ def make_orders(
             "first: choose it in the Predict panel, or run 'segdesk train PROJECT --model NAME'."
         )
     for sample in samples:
-        if not sample.path.is_file():
+        if not sample.path.exists():
             raise InputError(
                 f"The image {sample.path} is not there any more; put it back, or run "
                 f"'segdesk remove {store.folder.name} {sample.name}'."
             )
-        check_channels(sample, entry)
+        check_channels(sample, entry, config.chosen_channels)
     companions = find_companions(config, entry, store)
     if companions:  # the names, so that the provenance says which they were
         config = config.model_copy(update={"companions": ",".join(companions)})
@@ -102,7 +106,7 @@ def make_orders(
         order = PredictOrder(
             job="",
             sample=sample.id,
-            image=sample.path,
+            image=str(sample.path),
             image_sha256=sample.sha256,
             model=entry.name,
             model_folder=entry.folder,
@@ -111,6 +115,7 @@ def make_orders(
             config=config,
             companions=tuple(other.folder for other in companions.values()),
             temperature=temperature,
+            view=view,
         )
         current = store.prediction(sample.id, entry.name, weights) if only_new else None
         made = read_provenance(current) if current is not None else {}
@@ -283,25 +288,22 @@ def _duration(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def check_channels(sample: Sample, entry: ModelEntry) -> None:
+def check_channels(sample: Sample, entry: ModelEntry, chosen: Sequence[int] = ()) -> None:
     """Refuse a sample whose channels the model does not take (InputError)."""
-    require_channels(sample.name, sample.channels, entry)
+    require_channels(sample.name, sample.channels, entry, chosen)
 
 
-def require_channels(image: str, channels: int, entry: ModelEntry) -> None:
-    """Refuse an image whose channels the model does not take.
+def require_channels(
+    image: str, channels: int, entry: ModelEntry, chosen: Sequence[int] = ()
+) -> None:
+    """Refuse an image whose channels, or those ``chosen`` of them, the model does not take.
 
     Raises
     ------
     InputError
-        The channels differ; a grey image is fine for any model.
+        As :func:`segdesk.inference.normalize.pick_channels`.
     """
-    if channels not in (1, entry.card.channels):
-        raise InputError(
-            f"{image} has {channels} channels, but the model {entry.name!r} takes "
-            f"{entry.card.channels}; choose a model made for such images, or leave the image out "
-            "('segdesk remove')."
-        )
+    pick_channels(channels, entry.card.channels, entry.name, chosen, image)
 
 
 def current_prediction(session: Session, sample_id: str) -> Prediction | None:

@@ -16,15 +16,15 @@ from segdesk.core.classes import ClassMap
 from segdesk.core.errors import InputError
 from segdesk.core.sample import Sample, Split, Status
 from segdesk.io.atomic import explain_os_errors
-from segdesk.io.images import hash_file, probe_image
+from segdesk.io.images import IMAGE_SUFFIXES
 from segdesk.io.masks import MaskReading, read_mask
+from segdesk.io.sources import Address, hash_source, is_remote, is_zarr, local_path, probe_source
 from segdesk.io.store import FirstLabels, ProjectStore
 from segdesk.session.models import list_models
 from segdesk.session.session import Session
 
 #: Share of the images held back to check models.
 VALIDATION_SHARE = 0.2
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif"})
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 
 
@@ -51,22 +51,24 @@ class Added:
     refused: list[str] = field(default_factory=list)
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the image files among ``paths``, and in the folders among them.
+def find_images(paths: Sequence[Address]) -> list[Path]:
+    """Return the images among ``paths``, files and Zarr folders, and in the folders among them.
 
     Raises
     ------
     InputError
-        A path does not exist, or a folder holds no image.
+        A path does not exist, is an address, or a folder holds no image.
     """
     found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(
-                p
-                for p in path.iterdir()
-                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+    for address in paths:
+        if is_remote(address):
+            raise InputError(
+                f"{address} is not on this computer; download it first, or predict it where it "
+                f"is with 'segdesk predict {address} --out FOLDER'."
             )
+        path = local_path(address)
+        if path.is_dir() and not is_zarr(path):
+            inside = sorted(p for p in path.iterdir() if _is_image(p))
             if not inside:
                 raise InputError(f"The folder {path} holds no images.")
             found += inside
@@ -75,6 +77,11 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         else:
             raise InputError(f"There is no file {path}.")
     return found
+
+
+def _is_image(path: Path) -> bool:
+    is_image = path.suffix.lower() in IMAGE_SUFFIXES or is_zarr(path)
+    return is_image and not path.name.startswith(".")
 
 
 def match_masks(images: Sequence[Path], folder: Path) -> list[NewImage]:
@@ -88,13 +95,21 @@ def match_masks(images: Sequence[Path], folder: Path) -> list[NewImage]:
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder} to take masks from.")
     by_stem = {p.stem: p for p in folder.iterdir() if p.suffix.lower() in MASK_SUFFIXES}
-    pairs = [NewImage(path, mask=by_stem.get(path.stem)) for path in images]
+    pairs = [
+        NewImage(path, mask=by_stem.get(path.stem) or by_stem.get(_short_stem(path)))
+        for path in images
+    ]
     if not any(pair.mask for pair in pairs):
         raise InputError(
             f"No mask in {folder} is named like any of the images; a mask needs the name of its "
             "image, such as cell1.png for cell1.jpg."
         )
     return pairs
+
+
+def _short_stem(path: Path) -> str:
+    """Return the name without all that says OME-Zarr: ``a`` of ``a.ome.zarr``."""
+    return re.sub(r"(\.ome)?\.zarr(\.zip)?$", "", path.name)
 
 
 def add_images(
@@ -136,6 +151,7 @@ def add_images(
             {new.sample.id: _accepted(new.mask) for new in prepared if new.mask},
         )
     added.samples += [session.store.sample(new.sample.id) for new in prepared]
+    added.notes += [new.note for new in prepared if new.note]
     added.notes += [
         f"{new.sample.name}: {new.mask.description}" for new in prepared if new.mask is not None
     ]
@@ -150,6 +166,7 @@ class _New:
     sample: Sample
     mask: MaskReading | None
     is_fixed: bool
+    note: str = ""
 
 
 _Prepared = list[_New]
@@ -206,7 +223,7 @@ def _read(
     store: ProjectStore, image: NewImage, pattern: re.Pattern[str] | None, taken: set[str]
 ) -> _New:
     path = image.path.absolute()
-    info = probe_image(path)
+    info = probe_source(path)
     group = image.group
     if pattern is not None:
         match = pattern.search(path.name)
@@ -220,7 +237,7 @@ def _read(
         id=store.new_sample_id(path.name, taken),
         name=path.name,
         path=path,
-        sha256=hash_file(path),
+        sha256=hash_source(path),
         shape=info.shape,
         channels=info.channels,
         dtype=info.dtype,
@@ -230,7 +247,7 @@ def _read(
         reference=image.reference.absolute() if image.reference else None,
     )
     reading = read_mask(image.mask, store.classes, info.shape) if image.mask else None
-    return _New(sample, reading, is_fixed=image.split is not None)
+    return _New(sample, reading, image.split is not None, info.note)
 
 
 def _draw_splits(store: ProjectStore, prepared: _Prepared) -> _Prepared:
@@ -279,7 +296,10 @@ def _copies(folder: Path, prepared: _Prepared) -> Iterator[_Prepared]:
         yield [_copied(folder, new, made) for new in prepared]
     except BaseException:
         for file in made:
-            file.unlink(missing_ok=True)
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
+                file.unlink(missing_ok=True)
         for parent in {file.parent for file in made}:
             with suppress(OSError):  # it holds others
                 parent.rmdir()
@@ -288,11 +308,15 @@ def _copies(folder: Path, prepared: _Prepared) -> Iterator[_Prepared]:
 
 def _copied(folder: Path, new: _New, made: list[Path]) -> _New:
     def copy(source: Path, part: str) -> Path:
-        target = folder / part / f"{new.sample.id}{source.suffix.lower()}"
+        suffix = ".zarr.zip" if source.name.endswith(".zarr.zip") else source.suffix.lower()
+        target = folder / part / f"{new.sample.id}{suffix}"
         with explain_os_errors(target):
             target.parent.mkdir(exist_ok=True)
             made.append(target)
-            shutil.copyfile(source, target)
+            if source.is_dir():
+                shutil.copytree(source, target)
+            else:
+                shutil.copyfile(source, target)
         return target
 
     reference = new.sample.reference

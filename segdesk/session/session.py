@@ -19,6 +19,7 @@ from segdesk.jobs.messages import (
     Architecture,
     Evaluated,
     Finished,
+    PartsPredicted,
     PredictionReady,
     Progressed,
     Ready,
@@ -38,6 +39,7 @@ class SessionEvents:
     sample_changed = Signal(Sample)  # status, score or head revision
     prediction_ready = Signal(Prediction)
     refinement_ready = Signal(RefinementReady)  # a proposal; nothing uses it yet
+    parts_predicted = Signal(PartsPredicted)  # of a prediction under way
     job_progressed = Signal(Progressed)
     job_finished = Signal(Finished)  # predictions and runs, any outcome
     run_changed = Signal(Run)  # a run started or ended
@@ -112,6 +114,8 @@ class Session:
             self.events.engine_ready.emit(event)
         elif isinstance(event, Progressed):
             self.events.job_progressed.emit(event)
+        elif isinstance(event, PartsPredicted):
+            self.events.parts_predicted.emit(event)
         elif isinstance(event, Stepped):
             self.events.run_stepped.emit(event)
         elif isinstance(event, Evaluated):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 
 from segdesk.core.annotation import Supervision
 from segdesk.core.calibration import Calibration
@@ -25,10 +24,11 @@ from segdesk.io.calibrations import read_calibration, write_calibration
 from segdesk.io.packages import hash_weights
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.cancel import CancelToken
-from segdesk.session.models import ModelEntry, current_model, find_model
+from segdesk.session.models import ModelEntry, current_model, find_model, list_models
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import zarr
 
     from segdesk.inference.findings import Pixels
 
@@ -56,6 +56,8 @@ class Answer:
         How many images of the scope nobody has spoken about.
     kept
         What is kept for this model already.
+    others
+        Names of the models that it can be compared with.
     """
 
     model: str = ""
@@ -64,6 +66,7 @@ class Answer:
     missing: tuple[str, ...] = ()
     unlabelled: int = 0
     kept: Calibration | None = None
+    others: tuple[str, ...] = ()
     reason: str = ""
 
 
@@ -88,6 +91,7 @@ class TrustReader:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, ...], tuple[object, ImageCounts | None]] = {}
+        self._concluded: dict[tuple[str, str], tuple[list[ImageCounts], Findings]] = {}
 
     def ask(
         self, project: Path, model: str | None, scope: Scope, token: CancelToken | None = None
@@ -130,6 +134,11 @@ class TrustReader:
             "missing": missing,
             "unlabelled": len(samples) - len(labelled),
             "kept": read_calibration(store.folder, entry.name, weights),
+            "others": tuple(
+                other.name
+                for other in list_models(store)
+                if other.name != entry.name and other.card.classes == entry.card.classes
+            ),
         }
         counts = []
         try:
@@ -141,7 +150,7 @@ class TrustReader:
                     counts.append(self._count(store, sample, found, entry, weights, share))
             known = [c for c in counts if c is not None]
             if known:
-                said["findings"] = Findings.of(known, entry.card.classes)
+                said["findings"] = self._conclude(known, entry)
             else:
                 said["reason"] = _why_nothing(samples, labelled, missing, scope, entry.name)
         except CanceledError:
@@ -149,6 +158,15 @@ class TrustReader:
         except SegDeskError as error:
             said["reason"] = error.message
         return Answer(entry.name, weights, **said)
+
+    def _conclude(self, counts: list[ImageCounts], entry: ModelEntry) -> Findings:
+        """Return the findings; those from the very same counts are kept."""
+        key = (str(entry.folder), entry.name)
+        before, findings = self._concluded.get(key, ([], None))
+        if findings is None or [*map(id, before)] != [*map(id, counts)]:
+            findings = Findings.of(counts, entry.card.classes)
+            self._concluded[key] = counts, findings
+        return findings
 
     def _count(
         self,
@@ -228,6 +246,8 @@ def from_half(stored: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
 
 
 def _open(prediction: Prediction) -> tuple[float, zarr.Array[Any]]:
+    import zarr  # slow to import, and the window starts without
+
     try:
         text = (prediction.folder / "provenance.json").read_text("utf-8")
         temperature = float(json.loads(text).get("temperature", 1.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from segdesk.jobs.messages import AnyEvent, PredictOrder, RefineOrder
+from segdesk.jobs.messages import AnyEvent, PredictOrder, RefineOrder, View, ViewOrder
 from segdesk.jobs.worker import WorkerProcess
 
 
@@ -48,6 +48,11 @@ class WorkerBackend:
             first_job=run_id,
         )
         self._runs[run_id] = run
+
+    def look(self, job: str, view: View) -> None:
+        """Tell the engine, if it lives."""
+        if self._engine is not None:
+            self._engine.tell(ViewOrder(job=job, view=view))
 
     def cancel(self, job: str) -> None:
         """Ask whoever does ``job`` to end it."""

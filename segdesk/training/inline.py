@@ -11,7 +11,7 @@ from segdesk.core.manifest import ManifestSample
 from segdesk.inference.engine import Engine
 from segdesk.inference.predictor import Predictor
 from segdesk.jobs.cancel import CancelToken
-from segdesk.jobs.messages import AnyEvent, PredictOrder, RefineOrder
+from segdesk.jobs.messages import AnyEvent, PredictOrder, RefineOrder, View
 from segdesk.nn.device import pick_device
 from segdesk.nn.weights import load_model
 from segdesk.training.dataset import load_sample
@@ -46,6 +46,9 @@ class InlineBackend:
         del run_id
         self._token = CancelToken()  # a run that was stopped must not stop the next
         run_folder(folder, self._on_event, self._token)
+
+    def look(self, job: str, view: View) -> None:
+        """Nobody is looking."""
 
     def cancel(self, job: str) -> None:
         """Ask the run to end at its next step (from a signal handler)."""

@@ -113,6 +113,36 @@ class SampleLayers:
             np.copyto(data, after, where=data == before)
             self._labels.refresh()
 
+    def put_part(
+        self, start: tuple[int, ...], before: LabelArray, after: LabelArray, unsure: LabelArray
+    ) -> None:
+        """Write a part of a prediction into the layers; :meth:`draw_parts` shows it.
+
+        Parameters
+        ----------
+        start
+            First corner of the part.
+        before, after
+            Its labels; see :meth:`replace_labels`.
+        unsure
+            uint8, uncertainty 0 to 1 as 0 to 255.
+        """
+        if self._labels is None:
+            return
+        box = tuple(slice(s, s + n) for s, n in zip(start, after.shape, strict=True))
+        shown = self._labels.data[box]
+        np.copyto(shown, after, where=shown == before)
+        if self._uncertainty is None:
+            self.set_uncertainty(np.zeros(self._labels.data.shape, np.float32))
+        if self._uncertainty is not None:
+            self._uncertainty.data[box] = unsure.astype(np.float32) / 255
+
+    def draw_parts(self) -> None:
+        """Draw what :meth:`put_part` has written."""
+        for layer in (self._labels, self._uncertainty):
+            if layer is not None:
+                layer.refresh()
+
     def set_uncertainty(self, values: npt.NDArray[np.float32], guessing: float = 1.0) -> None:
         """Show uncertainty, 0 to 1; ``guessing`` and above in the last colour."""
         if self._uncertainty is not None:

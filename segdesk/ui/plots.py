@@ -28,8 +28,8 @@ class Curves(QWidget):
         self._smooth: list[float] = []
         self._yours: list[tuple[int, float]] = []
         self._remembered: list[tuple[int, float]] = []
-        self._loss_plot = _plot("Loss", legend_offset=(-4, 4), height=150)
-        self._dice_plot = _plot("Dice", legend_offset=(-4, -4), height=170)
+        self._loss_plot = make_plot("Loss", legend_offset=(-4, 4), height=150)
+        self._dice_plot = make_plot("Dice", legend_offset=(-4, -4), height=170)
         self._dice_plot.setYRange(0, 1)
         self._dice_plot.setXLink(self._loss_plot)
         self._raw = self._loss_plot.plot(name="each step", pen=pg.mkPen(LOSS, width=1))
@@ -93,7 +93,8 @@ class Curves(QWidget):
             line.setData([p[0] for p in points], [p[1] for p in points])
 
 
-def _plot(title: str, legend_offset: tuple[int, int], height: int) -> Any:
+def make_plot(title: str, legend_offset: tuple[int, int], height: int) -> Any:
+    """Return a plot in the window's colours that the mouse does not move."""
     plot = pg.PlotWidget(background=BACKGROUND)
     plot.setMenuEnabled(False)
     plot.setMouseEnabled(x=False, y=False)

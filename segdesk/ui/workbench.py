@@ -29,8 +29,10 @@ from segdesk.session.correcting import Correction
 from segdesk.session.sample_project import make_sample_project
 from segdesk.session.session import Session, engine_log
 from segdesk.session.workers import WorkerBackend
+from segdesk.ui.background import SlowThread
 from segdesk.ui.bridge import Bridge, notify, reporting
 from segdesk.ui.layers import SampleLayers
+from segdesk.ui.live import LivePrediction
 from segdesk.ui.panels import make_panels
 from segdesk.ui.strokes import StrokeKeeper
 
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-#: An uncertain place is shown with so many times its width around it.
-SURROUNDINGS = 2.5
+#: An uncertain place is shown with so many times its width in view.
+SURROUNDINGS = 2.0
 
 #: Labels, uncertainty, and the uncertainty shown as *guessing*.
 Maps = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], float]
@@ -59,7 +61,7 @@ class Workbench:
     viewer
         Where samples are shown.
     panels
-        *Project*, *Predict*, *Correct* and *Train*.
+        *Project*, *Predict*, *Correct*, *Train* and *Trust*.
     layers
         The layers of the sample on screen; None without a project.
     strokes
@@ -80,6 +82,7 @@ class Workbench:
         self._session: Session | None = None
         self._bridge: Bridge | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._slow: SlowThread | None = None
         self._sample_id: str | None = None
         self._correction: Correction | None = None
         self._opening = 0
@@ -90,6 +93,7 @@ class Workbench:
         self.last_folder = Path.home()
         #: How predictions are asked for; the Predict panel's form sets it.
         self.inference = InferenceConfig()
+        self._live = LivePrediction(self)
         self.panels: dict[str, QWidget] = make_panels(self)
 
     # The project ---------------------------------------------------------------
@@ -98,6 +102,11 @@ class Workbench:
     def session(self) -> Session | None:
         """The open session."""
         return self._session
+
+    @property
+    def slow(self) -> SlowThread | None:
+        """Where pixels are counted; None without a project."""
+        return self._slow
 
     @property
     def bridge(self) -> Bridge | None:
@@ -140,12 +149,14 @@ class Workbench:
         self._session = session
         self._bridge = Bridge(session.handle)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="segdesk-io")
+        self._slow = SlowThread(self._bridge)
         backend = WorkerBackend(
             on_event=self._bridge.put, engine_log=engine_log(session.store.folder)
         )
         session.attach(backend)
         backend.warm()
         self.layers = SampleLayers(self.viewer, session.store.classes)
+        self._live.listen(session)
         session.events.prediction_ready.connect(self._on_prediction)
         session.events.model_changed.connect(self._on_model_changed)
         self.session_opened.emit(session)
@@ -165,6 +176,7 @@ class Workbench:
         if session is None:
             return
         self._opening += 1
+        self._live.close()
         self._leave_sample()
         if self._bridge is not None:
             self._bridge.close()
@@ -172,6 +184,9 @@ class Workbench:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+        if self._slow is not None:
+            self._slow.close()
+            self._slow = None
         layers, self.layers = self.layers, None
         if not is_window_gone:
             if layers is not None:
@@ -226,8 +241,8 @@ class Workbench:
         camera.center = (region.y + region.height / 2, region.x + region.width / 2)
         camera.zoom *= max(1.0, 1.0 / across)
 
-    def predict(self, sample_ids: list[str]) -> list[str]:
-        """Order predictions with the model in use; returns the job ids.
+    def predict(self, sample_ids: list[str], model: str | None = None) -> list[str]:
+        """Order predictions, by default with the model in use; returns the job ids.
 
         Raises
         ------
@@ -236,7 +251,11 @@ class Workbench:
         """
         session = self._require_session()
         samples = [session.store.sample(sample_id) for sample_id in sample_ids]
-        jobs = predicting.request(session, samples, self.inference)
+        is_shown = sample_ids == [self._sample_id] and self._correction is not None
+        view = self._live.view() if is_shown and model is None else None
+        jobs = predicting.request(session, samples, self.inference, model, view)
+        if view is not None:
+            self._live.follow(jobs[0], view)
         self.jobs_ordered.emit(jobs)
         return jobs
 
@@ -295,6 +314,7 @@ class Workbench:
         return entry is not None and entry.name == model
 
     def _leave_sample(self) -> None:
+        self._live.leave()
         if self.strokes is not None:
             self.strokes.close()
             self.strokes = None

@@ -275,7 +275,7 @@ def test_a_model_with_other_channels_than_the_image(
 ) -> None:
     colour = tmp_path / "colour.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(colour)
-    says = r"colour.png has 3 channels, but the model 'tiny' takes 1; choose a model"
+    says = r"colour.png has 3 channels, but the model 'tiny' takes 1; say which it gets"
     model = project / "models" / "tiny"
     refused(says, "predict", colour, "--out", tmp_path / "out", "--model", model)
     assert segdesk("add", project, colour).code == 0

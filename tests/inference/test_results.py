@@ -195,6 +195,6 @@ def test_a_two_channel_image_needs_a_two_channel_model(
     tifffile.imwrite(tmp_path / "i.tif", data, imagej=True, metadata={"axes": "CYX"})
     fits = make_model(tmp_path / "two", channels=2)
     assert predict(tmp_path / "i.tif", fits, tmp_path / "out").labels_path.is_file()
-    with pytest.raises(InputError, match="i.tif has 2 channels, but the model 'm' takes 3"):
+    with pytest.raises(InputError, match=r"i\.tif has 2 channels, but the model 'm' takes 3"):
         predict(tmp_path / "i.tif", make_model(tmp_path / "m", channels=3), tmp_path / "no")
     assert not (tmp_path / "no").exists()

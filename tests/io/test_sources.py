@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numcodecs
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -289,6 +290,30 @@ def test_boxes_beyond_the_image_are_refused(tmp_path: Path) -> None:
 def truncate(folder: Path) -> None:
     chunk = folder / "0" / "c" / "1" / "1"
     chunk.write_bytes(chunk.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("codec", ["blosc", "none", "gzip", "zstd"])
+def test_a_chunk_cut_anywhere_is_never_taken_for_pixels(
+    tmp_path: Path, zarr_format: Any, codec: str
+) -> None:
+    codecs: dict[str, Any] = {
+        "blosc": {2: numcodecs.Blosc(), 3: zarr.codecs.BloscCodec()},
+        "gzip": {2: numcodecs.GZip(), 3: zarr.codecs.GzipCodec()},
+        "zstd": {2: numcodecs.Zstd(), 3: zarr.codecs.ZstdCodec()},
+        "none": {2: None, 3: None},
+    }
+    zarr.create_array(tmp_path / "a.zarr", data=random("uint8", 40, 40), chunks=(40, 40),
+                      zarr_format=zarr_format, compressors=codecs[codec][zarr_format])  # fmt: skip
+    chunk = tmp_path / "a.zarr" / ("0.0" if zarr_format == 2 else "c/0/0")
+    content = chunk.read_bytes()
+    for cut in (0, 1, 10, 17, 100, len(content) - 1):
+        chunk.write_bytes(content[:cut])
+        with pytest.raises(InputError, match="cut short"), open_source(tmp_path / "a.zarr") as a:
+            a.read_level()
+    chunk.write_bytes(content)
+    with open_source(tmp_path / "a.zarr") as source:
+        assert source.read_level().any()
 
 
 def empty(folder: Path) -> None:

@@ -14,9 +14,19 @@ if TYPE_CHECKING:
 
 
 def example(
-    seed: int, *, height: int = 20, width: int = 24, classes: int = 4, channels: int = 3
+    seed: int,
+    *,
+    height: int = 20,
+    width: int = 24,
+    classes: int = 4,
+    channels: int = 3,
+    sure: float = 1.5,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return probabilities (K, Y, X) and grey values (Y, X, C) of a chequered image."""
+    """Return probabilities (K, Y, X) and grey values (Y, X, C) of a chequered image.
+
+    ``sure`` says how far the true class is ahead: with a small lead, every detail of the
+    filter is seen in the labels.
+    """
     random = np.random.default_rng(seed)
     truth = (np.arange(width) // 6 + (np.arange(height)[:, None] >= height // 2)) % classes
     # Far apart, and not in the order of the classes, in every channel.
@@ -24,7 +34,7 @@ def example(
     colors = np.stack([random.permutation(levels) for _ in range(channels)], -1)
     grey = np.clip(colors[truth] + random.normal(0, 8, (height, width, channels)), 0, 255)
     logs = random.normal(0, 1, (classes, height, width))
-    logs += 1.5 * (np.arange(classes)[:, None, None] == truth)
+    logs += sure * (np.arange(classes)[:, None, None] == truth)
     return _softmax(logs).astype(np.float32), grey.astype(np.float32)
 
 

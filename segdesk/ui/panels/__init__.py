@@ -1,4 +1,4 @@
-"""One panel per task: Project, Predict, Correct, Train."""
+"""One panel per task: Project, Predict, Correct, Train, Trust."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from segdesk.ui.panels.correct import CorrectPanel
 from segdesk.ui.panels.predict import PredictPanel
 from segdesk.ui.panels.project import ProjectPanel
 from segdesk.ui.panels.train import TrainPanel
+from segdesk.ui.panels.trust import TrustPanel
 
 if TYPE_CHECKING:
     from qtpy.QtWidgets import QWidget
@@ -22,4 +23,5 @@ def make_panels(workbench: Workbench) -> dict[str, QWidget]:
         "Predict": PredictPanel(workbench),
         "Correct": CorrectPanel(workbench),
         "Train": TrainPanel(workbench),
+        "Trust": TrustPanel(workbench),
     }

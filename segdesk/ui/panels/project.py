@@ -24,7 +24,8 @@ from qtpy.QtWidgets import (
 
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.sample import Sample, Split, Status
-from segdesk.io.images import IMAGE_SUFFIXES, read_image, thumbnail
+from segdesk.io.images import IMAGE_SUFFIXES
+from segdesk.io.sources import read_thumbnail
 from segdesk.session import projects
 from segdesk.session.session import Session
 from segdesk.ui.bridge import notify, reporting
@@ -300,7 +301,7 @@ class ProjectPanel(Panel):
 def _thumbnail(path: Path) -> npt.NDArray[np.uint8] | None:
     """Read a thumbnail; a file that is gone is reported when it is opened."""
     try:
-        return thumbnail(read_image(path))
+        return read_thumbnail(path)
     except SegDeskError:
         return None
 

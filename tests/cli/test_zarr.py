@@ -1,0 +1,138 @@
+"""OME-Zarr images through the commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from segdesk.io.sources import read_thumbnail
+from segdesk.io.store import ProjectStore
+
+Cli = Callable[..., Any]
+
+
+def write_ome(folder: Path, data: np.ndarray, axes: str = "yx") -> Path:
+    group = zarr.open_group(folder, mode="w", zarr_format=2)
+    told = [{"name": a, "type": "channel" if a == "c" else "space"} for a in axes]
+    group.attrs["multiscales"] = [
+        {"version": "0.4", "axes": told, "datasets": [{"path": "0"}, {"path": "1"}]}
+    ]
+    half = tuple(slice(None, None, 2) if a in "yx" else slice(None) for a in axes)
+    for name, level in (("0", data), ("1", data[half])):
+        group.create_array(name, data=level, chunks=tuple(min(n, 32) for n in level.shape))
+    return folder
+
+
+@pytest.fixture
+def ome(tmp_path: Path, discs: Callable[..., Any]) -> Path:
+    """An OME-Zarr image, and the same pixels as TIFF beside it."""
+    image, _ = discs(9, 96)
+    tifffile.imwrite(tmp_path / "same.tif", image)
+    return write_ome(tmp_path / "cells.ome.zarr", image)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_an_ome_zarr_is_added_predicted_and_learnt_from(
+    project: Path, segdesk: Cli, ome: Path, tmp_path: Path, discs: Any, copy: bool
+) -> None:
+    masks = tmp_path / "masks2"
+    masks.mkdir()
+    tifffile.imwrite(masks / "cells.tif", discs(9, 96)[1] * 255)
+    arguments = ["--masks", masks, *(["--copy"] if copy else [])]
+    added = segdesk("add", project, ome, *arguments, "--json")
+    assert added.code == 0, added.err
+    assert added.json["added"] == ["cells-ome"]
+    with ProjectStore.open(project) as store:
+        sample = store.sample("cells-ome")
+        assert (sample.shape, sample.channels, sample.dtype) == ((96, 96), 1, "uint8")
+        assert sample.path == (project / "images" / "cells-ome.zarr" if copy else ome)
+        assert read_thumbnail(sample.path).shape == (96, 96, 3)
+    again = segdesk("add", project, ome)
+    assert "is in the project already" in again.err
+    done = segdesk("predict", project, "--json")
+    assert done.code == 0, done.err
+    labels = {r["image"]: Path(r["folder"]) / "labels.tif" for r in done.json}
+    assert tifffile.imread(labels["cells.ome.zarr"]).shape == (96, 96)
+    trained = segdesk("train", project, "--set", "steps=1", "--set", "crop_size=32",
+                      "--set", "batch_size=1", "--set", "device=cpu")  # fmt: skip
+    assert trained.code == 0, trained.err
+
+
+def test_every_way_to_name_an_image_gives_the_same_labels(
+    project: Path, segdesk: Cli, ome: Path, tmp_path: Path
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(ome), "/elsewhere/far.ome.zarr", recursive=True)
+    shutil.make_archive(str(tmp_path / "zipped.zarr"), "zip", ome)
+    ways = [tmp_path / "same.tif", ome, tmp_path / "zipped.zarr.zip",
+            "memory://elsewhere/far.ome.zarr"]  # fmt: skip
+    out = tmp_path / "out"
+    done = segdesk("predict", *ways, "--out", out, "--model", project / "models" / "tiny", "--json")
+    assert done.code == 0, done.err
+    assert [r["image"] for r in done.json] == [str(way) for way in ways]
+    same, *others = (tifffile.imread(r["labels"]) for r in done.json)
+    for other in others:
+        np.testing.assert_array_equal(other, same)
+    said = json.loads((out / "far.ome_provenance.json").read_text("utf-8"))
+    assert said["image"] == "memory://elsewhere/far.ome.zarr"
+
+
+def test_a_folder_of_zarrs_is_a_folder_of_images(
+    project: Path, segdesk: Cli, tmp_path: Path, discs: Callable[..., Any]
+) -> None:
+    for number in range(2):
+        write_ome(tmp_path / "many" / f"n{number}.zarr", discs(20 + number)[0])
+    added = segdesk("add", project, tmp_path / "many", "--json")
+    assert added.json["added"] == ["n0", "n1"]
+
+
+def test_an_address_is_refused_for_a_project(project: Path, segdesk: Cli) -> None:
+    refused = segdesk("add", project, "s3://bucket/a.ome.zarr")
+    assert refused.code == 2
+    assert "s3://bucket/a.ome.zarr is not on this computer; download it first" in refused.err
+
+
+def test_a_store_that_breaks_off_is_refused_and_leaves_nothing(
+    project: Path, segdesk: Cli, ome: Path, tmp_path: Path, on_disk: Callable[..., Any]
+) -> None:
+    chunk = ome / "0" / "2.2"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    out = tmp_path / "out"
+    done = segdesk("predict", ome, "--out", out, "--model", project / "models" / "tiny")
+    assert done.code == 2
+    assert "cells.ome.zarr (rows 0 to 95, columns 0 to 95) is damaged or cut short" in done.err
+    assert not out.exists()
+
+
+def test_missing_chunks_are_pointed_out(project: Path, segdesk: Cli, ome: Path) -> None:
+    for name in ("1.2", "2.1"):
+        (ome / "0" / name).unlink()
+    says = "cells.ome.zarr lacks 2 of its 9 chunks, which count as 0"
+    out = project.parent / "out"
+    done = segdesk("predict", ome, "--out", out, "--model", project / "models" / "tiny", "--json")
+    assert done.code == 0
+    assert says in done.err
+    assert says in segdesk("add", project, ome).err
+
+
+@pytest.mark.parametrize("channels", [2, 17])
+def test_channels_are_refused_or_chosen(
+    project: Path, segdesk: Cli, tmp_path: Path, channels: int
+) -> None:
+    data = np.random.default_rng(0).integers(0, 255, (channels, 64, 64)).astype(np.uint8)
+    image = write_ome(tmp_path / "many.zarr", data, "cyx")
+    model = project / "models" / "tiny"
+    refused = segdesk("predict", image, "--out", tmp_path / "out", "--model", model)
+    assert refused.code == 2
+    says = f"many.zarr has {channels} channels, but the model 'tiny' takes 1; say which it gets"
+    assert says in refused.err
+    assert "channels=0" in refused.err
