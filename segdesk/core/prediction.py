@@ -46,6 +46,7 @@ class Provenance:
     ``temperature`` is what the probabilities were calibrated with; 1 is as the model
     gave them. ``level`` is the resolution level of a multiscale image. ``cluster`` says
     on how many ``workers`` it was computed; None for a single process.
+    ``unsure`` is the share of unsure pixels (see :data:`UNSURE_MARGIN`).
     """
 
     model: str
@@ -62,6 +63,7 @@ class Provenance:
     level: int = 0
     companions_sha256: tuple[str, ...] = ()
     cluster: dict[str, int] | None = None
+    unsure: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,8 @@ def finish(
     as_tiff = order.as_tiff
     if as_tiff is None:
         as_tiff = math.prod(writer.shape) <= TIFF_PIXELS
-    text = json.dumps(_describe(order, about, made).as_dict(), indent=2)
+    provenance = replace(_describe(order, about, made), unsure=writer.unsure)
+    text = json.dumps(provenance.as_dict(), indent=2)
     (writer.folder / "provenance.json").write_text(text + "\n", "utf-8")
     writer.finish(is_flat=is_flat, as_tiff=as_tiff)
 

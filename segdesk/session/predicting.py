@@ -52,7 +52,7 @@ def request(
     InputError
         As :func:`make_orders`.
     """
-    orders = make_orders(session, samples, config, model)
+    orders = make_orders(session, samples, config, model, view)
     for order in orders:
         session.backend.predict(order)
     return [order.job for order in orders]
@@ -63,6 +63,7 @@ def make_orders(
     samples: Sequence[Sample],
     config: InferenceConfig,
     model: str | None = None,
+    view: View | None = None,
     *,
     only_new: bool = False,
 ) -> list[PredictOrder]:
