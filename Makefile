@@ -34,7 +34,7 @@ setup: system-libraries $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app,cluster,test]'
 	touch $(STAMP)
 
 # Qt and OpenGL need a few libraries that a bare Debian lacks.

@@ -44,7 +44,9 @@ class Provenance:
     """Where a prediction comes from: enough to make it again.
 
     ``temperature`` is what the probabilities were calibrated with; 1 is as the model
-    gave them.
+    gave them. ``level`` is the resolution level of a multiscale image. ``cluster`` says
+    on how many ``workers`` it was computed; None for a single process.
+    ``unsure`` is the share of unsure pixels (see :data:`UNSURE_MARGIN`).
     """
 
     model: str
@@ -57,6 +59,11 @@ class Provenance:
     seconds: float
     precision: str = "single"
     temperature: float = 1.0
+    classes: tuple[str, ...] = ()
+    level: int = 0
+    companions_sha256: tuple[str, ...] = ()
+    cluster: dict[str, int] | None = None
+    unsure: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -9,15 +9,13 @@ import threading
 import traceback
 from collections.abc import Callable
 
-from torch import nn
-
 from segdesk.core.errors import CanceledError, InputError, SegDeskError
 from segdesk.core.run import RunState
 from segdesk.inference.live import LiveView
 from segdesk.inference.predictor import Predictor
 from segdesk.inference.refining import refine_to_folder
 from segdesk.inference.results import Watch, predict_to_folder
-from segdesk.inference.sampling import in_order, make_sampler
+from segdesk.inference.sampling import Sampler, in_order, make_sampler
 from segdesk.io.packages import hash_weights
 from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import (
@@ -135,15 +133,7 @@ class Engine:
                 self._views.pop(order.job, None)
 
     def _predict(self, order: PredictOrder, token: CancelToken) -> None:
-        model, predictor = self._load(order, token)
-        others = self._companions(order, model, predictor)
-        predictor.fit([other.spec for other in self._others[1]] if others else [])
-        sampler = make_sampler(
-            order.config.uncertainty,
-            [predictor.network, *others],
-            temperature=order.temperature,
-            passes=order.config.passes,
-        )
+        model, predictor, sampler = self.prepare(order, token)
         live = LiveView(order, self._send)
         watch = Watch(
             check=token.check,
@@ -181,6 +171,35 @@ class Engine:
             )
         )
 
+    def prepare(
+        self, order: PredictOrder, token: CancelToken
+    ) -> tuple[LoadedModel, Predictor, Sampler]:
+        """Make ready what an order needs; the model is loaded unless it was the last one.
+
+        Raises
+        ------
+        InputError
+            A model cannot be loaded, or it has not what the uncertainty needs.
+        CanceledError
+            From ``token``.
+        """
+        model, predictor = self._load(order, token)
+        others = self._companions(order)
+        predictor.fit([other.spec for other in others])
+        companions = [
+            in_order(
+                Predictor(other, predictor.device).network, other.card.classes, model.card.classes
+            )
+            for other in others
+        ]
+        sampler = make_sampler(
+            order.config.uncertainty,
+            [predictor.network, *companions],
+            temperature=order.temperature,
+            passes=order.config.passes,
+        )
+        return model, predictor, sampler
+
     def _load(self, order: PredictOrder, token: CancelToken) -> tuple[LoadedModel, Predictor]:
         key = (str(order.model_folder), hash_weights(order.model_folder), order.config.device)
         if self._loaded is None or self._loaded[0] != key:
@@ -192,22 +211,15 @@ class Engine:
             self._loaded = (key, model, Predictor(model, choice.device, self._say))
         return self._loaded[1:]
 
-    def _companions(
-        self, order: PredictOrder, model: LoadedModel, predictor: Predictor
-    ) -> list[nn.Module]:
-        """Return the further models of an ensemble, their classes in the model's order."""
+    def _companions(self, order: PredictOrder) -> list[LoadedModel]:
+        """Load the further models of an ensemble, unless they were those of the last one."""
         key = tuple(hash_weights(folder) for folder in order.companions)
         if self._others[0] != key:
             self._others = ((), [])
             self._others = (key, [load_model(folder) for folder in order.companions])
             for other in self._others[1]:
                 fuse_batch_norm(other.network)
-        return [
-            in_order(
-                Predictor(other, predictor.device).network, other.card.classes, model.card.classes
-            )
-            for other in self._others[1]
-        ]
+        return self._others[1]
 
     def _say(self, sentence: str) -> None:
         self._send(Said(job="", text=sentence))

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,13 @@ from segdesk.config.inference import InferenceConfig
 from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.prediction import Prediction, Provenance
-from segdesk.inference.normalize import choose_channels, choose_method, fit_scaler, pick_channels
+from segdesk.inference.normalize import (
+    Scaler,
+    choose_channels,
+    choose_method,
+    fit_scaler,
+    pick_channels,
+)
 from segdesk.inference.predictor import Plane, Predictor
 from segdesk.inference.sampling import Sampler
 from segdesk.inference.tiling import Box
@@ -110,16 +116,52 @@ def predict_to_folder(
         source = stack.enter_context(open_source(order.image))
         planes = planes_of(source, order, model.card)
         shape = (len(planes), *planes[0].shape)
-        writer = stack.enter_context(_kept(order.out, shape, lookup, _deciding(order, model)))
+        about = what_decides(order, model.weights_sha256)
+        writer = stack.enter_context(_kept(order.out, shape, lookup, about))
         _predict_planes(planes, order.config, predictor, sampler, writer, watch)
-        as_tiff = order.as_tiff
-        if as_tiff is None:
-            as_tiff = math.prod(shape) <= TIFF_PIXELS
-        writer.finish(is_flat=len(source.shape) == 2, as_tiff=as_tiff)
-        provenance = describe(order, model, predictor, time.perf_counter() - began)
-        text = json.dumps(provenance.as_dict(), indent=2)
-        (writer.folder / "provenance.json").write_text(text + "\n", "utf-8")
+        made = Made(str(predictor.device), str(predictor.precision), time.perf_counter() - began)
+        finish(writer, order, about, made, is_flat=len(source.shape) == 2)
     return Prediction(order.sample, order.model, order.out, writer.unsure)
+
+
+@dataclass(frozen=True)
+class Made:
+    """On what device, in what precision and in how many seconds something was computed."""
+
+    device: str
+    precision: str
+    seconds: float
+
+
+def finish(
+    writer: ResultWriter, order: PredictOrder, about: dict[str, Any], made: Made, *, is_flat: bool
+) -> None:
+    """Turn what is written into the files of a prediction, all in ``writer.folder``.
+
+    Parameters
+    ----------
+    about
+        From :func:`what_decides`.
+    is_flat
+        The image is (Y, X) and not a stack.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written to.
+    """
+    as_tiff = order.as_tiff
+    if as_tiff is None:
+        as_tiff = math.prod(writer.shape) <= TIFF_PIXELS
+    provenance = replace(_describe(order, about, made), unsure=writer.unsure)
+    text = json.dumps(provenance.as_dict(), indent=2)
+    (writer.folder / "provenance.json").write_text(text + "\n", "utf-8")
+    writer.finish(is_flat=is_flat, as_tiff=as_tiff)
+
+
+def folder_beside(out: Path) -> Path:
+    """Return where the results of ``out`` are written until all are there."""
+    return out.with_name(f".{out.name}.part")
 
 
 @contextmanager
@@ -127,7 +169,7 @@ def _kept(
     out: Path, shape: tuple[int, int, int], lookup: npt.NDArray[np.uint8], order: dict[str, Any]
 ) -> Iterator[ResultWriter]:
     """Write beside ``out`` and move it there at a good end; else keep what is finished."""
-    beside = out.with_name(f".{out.name}.part")
+    beside = folder_beside(out)
     missing = [folder for folder in out.parents if not folder.exists()]
     writer = None
     with explain_os_errors(out):
@@ -138,7 +180,7 @@ def _kept(
         except BaseException as error:
             done, total = writer.chunks if writer is not None else (0, 0)
             if done and isinstance(error, SegDeskError | OSError):
-                raise _with_what_is_kept(error, out, done, total) from error
+                raise with_what_is_kept(error, out, done, total) from error
             if not done:
                 shutil.rmtree(beside, ignore_errors=True)
                 for folder in missing:
@@ -147,7 +189,8 @@ def _kept(
             raise
 
 
-def _with_what_is_kept(error: BaseException, out: Path, done: int, total: int) -> BaseException:
+def with_what_is_kept(error: BaseException, out: Path, done: int, total: int) -> BaseException:
+    """Return the error to raise where a large image was left in the middle."""
     if not isinstance(error, InputError | OSError):
         return error
     kept = (
@@ -164,33 +207,54 @@ def _with_what_is_kept(error: BaseException, out: Path, done: int, total: int) -
     return InputError(error.message + kept, error.actions)
 
 
-def planes_of(source: ImageSource, order: PredictOrder, card: ModelCard) -> list[Plane]:
+def planes_of(
+    source: ImageSource, order: PredictOrder, card: ModelCard, scaler: Scaler | None = None
+) -> list[Plane]:
     """Return the planes of an image as the model takes them, read when they are needed.
+
+    Parameters
+    ----------
+    scaler
+        From :func:`scaler_of`, where it is known already.
 
     Raises
     ------
     InputError
         Pixels cannot be read, the channels do not fit, or there is no such level.
     """
+    scaling = scaler or scaler_of(source, order, card)
+    picked = _picked(source, order, card)
+    *stack, height, width = source.level_shape(order.level)
+
+    def plane(z: int) -> Plane:
+        def read(rows: slice, columns: slice) -> npt.NDArray[np.float32]:
+            return scaling(choose_channels(source.read(z, rows, columns, order.level), picked))
+
+        return Plane((height, width), read)
+
+    return [plane(z) for z in range(stack[0] if stack else 1)]
+
+
+def scaler_of(source: ImageSource, order: PredictOrder, card: ModelCard) -> Scaler:
+    """Find how an image is scaled for a model.
+
+    Raises
+    ------
+    InputError
+        As :func:`planes_of`.
+    """
     if order.level >= source.levels:
         raise InputError(
             f"{source.name} has {source.levels} resolution levels, so there is no level "
             f"{order.level}; choose 0 (the finest) to {source.levels - 1}."
         )
-    config = order.config
-    picked = pick_channels(
-        source.channels, card.channels, card.name, config.chosen_channels, source.name
-    )
-    scaler = fit_scaler(source, choose_method(card.normalization, config.normalization), picked)
-    *stack, height, width = source.level_shape(order.level)
+    method = choose_method(card.normalization, order.config.normalization)
+    return fit_scaler(source, method, _picked(source, order, card))
 
-    def plane(z: int) -> Plane:
-        def read(rows: slice, columns: slice) -> npt.NDArray[np.float32]:
-            return scaler(choose_channels(source.read(z, rows, columns, order.level), picked))
 
-        return Plane((height, width), read)
-
-    return [plane(z) for z in range(stack[0] if stack else 1)]
+def _picked(source: ImageSource, order: PredictOrder, card: ModelCard) -> tuple[int, ...]:
+    chosen = order.config.chosen_channels
+    return pick_channels(source.channels, card.channels, card.name, chosen, source.name)
 
 
 def _predict_planes(
@@ -207,13 +271,13 @@ def _predict_planes(
         seen = watch.view()
         z = min(waiting, key=lambda n: abs(n - seen.z)) if seen is not None else waiting[0]
         try:
-            _predict_plane(z, planes, waiting, config, predictor, sampler, writer, watch)
+            predict_plane(z, planes, waiting, config, predictor, sampler, writer, watch)
             waiting.remove(z)
         except _Elsewhere:
             writer.leave(z)
 
 
-def _predict_plane(
+def predict_plane(
     z: int,
     planes: list[Plane],
     waiting: list[int],
@@ -223,6 +287,7 @@ def _predict_plane(
     writer: ResultWriter,
     watch: Watch,
 ) -> None:
+    """Predict what the writer still wants of a plane; ``waiting`` are those to do, it included."""
     before, count = len(planes) - len(waiting), len(planes)
 
     def check() -> None:
@@ -262,35 +327,27 @@ def _box_of(view: View | None) -> Box | None:
     return None if view is None else Box(view.top, view.bottom, view.left, view.right)
 
 
-def _deciding(order: PredictOrder, model: LoadedModel) -> dict[str, Any]:
+def what_decides(order: PredictOrder, weights_sha256: str) -> dict[str, Any]:
     """Return what decides the result: a folder made for another one is not gone on with."""
-    config = order.config.model_dump(mode="json")
-    config.pop("device")
-    return {
-        "image": order.image_sha256 or str(order.image),
-        "weights": model.weights_sha256,
-        "classes": order.classes,
-        "companions": [hash_weights(folder) for folder in order.companions],
-        "temperature": order.temperature,
-        "level": order.level,
-        "config": config,
-        "version": __version__,
-    }
+    companions = [hash_weights(folder) for folder in order.companions]
+    image = order.image_sha256 or str(order.image)
+    return {**order.deciding(weights_sha256, companions), "image": image, "version": __version__}
 
 
-def describe(
-    order: PredictOrder, model: LoadedModel, predictor: Predictor, seconds: float
-) -> Provenance:
-    """Say how a prediction was made."""
+def _describe(order: PredictOrder, about: dict[str, Any], made: Made) -> Provenance:
     return Provenance(
         model=order.model,
-        weights_sha256=model.weights_sha256,
+        weights_sha256=about["weights_sha256"],
         image_sha256=order.image_sha256,
         image=order.image,
         config=InferenceConfig.model_dump(order.config, mode="json"),
-        device=str(predictor.device),
+        device=made.device,
         segdesk_version=__version__,
-        seconds=round(seconds, 3),
-        precision=str(predictor.precision),
+        seconds=round(made.seconds, 3),
+        precision=made.precision,
         temperature=order.temperature,
+        classes=order.classes,
+        level=order.level,
+        companions_sha256=tuple(about["companions_sha256"]),
+        cluster={"workers": order.workers} if order.workers else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import zarr
 
+from segdesk.core.errors import InputError
 from segdesk.inference.regions import Region, find_regions, find_regions_of_stack
 from segdesk.inference.tiling import Box
 from segdesk.inference.uncertainty import unsure_pixels
@@ -51,11 +53,16 @@ class ResultWriter:
         uint8 (K,): the label value of each of the model's classes.
     order
         What decides the result, plain data.
+    block
+        Plane and part of it, in whole chunks: write only these, into a folder that
+        another process has made and keeps the record of.
 
     Raises
     ------
     OSError
         The folder cannot be written to.
+    InputError
+        The folder that another process has made is not there.
     """
 
     def __init__(
@@ -64,10 +71,14 @@ class ResultWriter:
         shape: tuple[int, int, int],
         lookup: npt.NDArray[np.uint8],
         order: dict[str, Any],
+        block: tuple[int, Box] | None = None,
     ) -> None:
         self.folder = folder
         self.shape = shape
+        #: Chunks that this writer has written, and how many unsure pixels each has.
+        self.written: dict[Place, int] = {}
         self._lookup = lookup
+        self._block = block
         #: Chunks on disk, and how many unsure pixels each has.
         self._done: dict[Place, int] = {}
         self._open: dict[Place, _Chunk] = {}
@@ -85,8 +96,8 @@ class ResultWriter:
         return sum(self._done.values()) / int(np.prod(self.shape))
 
     def is_done(self, z: int, box: Box) -> bool:
-        """Whether all chunks that a part of a plane meets are finished."""
-        return all((z, y, x) in self._done for y, x in _chunks_of(box))
+        """Whether all chunks that a part of a plane meets are finished, or not asked for."""
+        return not any(self._is_wanted((z, y, x)) for y, x in _chunks_of(box))
 
     def take(self, z: int, box: Box, maps: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
         """Take a part of a plane; return its labels (uint8) and uncertainty, (h, w).
@@ -100,7 +111,7 @@ class ResultWriter:
         labels = self._lookup[probabilities.argmax(0)]
         for y, x in _chunks_of(box):
             place = z, y, x
-            if place in self._done:
+            if not self._is_wanted(place):
                 continue
             if place not in self._open:
                 self._open[place] = _Chunk(self._box(y, x), len(probabilities))
@@ -114,6 +125,13 @@ class ResultWriter:
         """Forget the unfinished chunks of a plane: its tiles will come again."""
         for place in [place for place in self._open if place[0] == z]:
             del self._open[place]
+
+    def record(self, written: Mapping[Place, int]) -> None:
+        """Note chunks that are on disk, each with its unsure pixels; a second time is ignored."""
+        new = {place: unsure for place, unsure in written.items() if place not in self._done}
+        with (self.folder / _DONE).open("a", encoding="utf-8") as done:
+            done.writelines(f"{z} {y} {x} {unsure}\n" for (z, y, x), unsure in new.items())
+        self._done |= new
 
     def finish(self, *, is_flat: bool, as_tiff: bool) -> None:
         """Turn what is there into the files of a prediction.
@@ -132,9 +150,10 @@ class ResultWriter:
             for name in ("labels", "uncertainty"):
                 array = np.asarray(zarr.open_array(str(self._path(name)), mode="r"))
                 write_plane(self.folder / f"{name}.tif", array[0] if is_flat else array)
-                shutil.rmtree(self._path(name))
-        for name in (_ORDER, _DONE):
+        for name in (_ORDER, _DONE):  # from here on it cannot be gone on with
             (self.folder / name).unlink()
+        for name in ("labels", "uncertainty") if as_tiff else ():
+            shutil.rmtree(self._path(name))
 
     # How ---------------------------------------------------------------------
 
@@ -155,6 +174,11 @@ class ResultWriter:
 
     def _start(self, order: str) -> None:
         if not self._resumes(order):
+            if self._block is not None:
+                raise InputError(
+                    f"{self.folder} is not there, or was made for another prediction; all workers "
+                    "must see the folder of the results under the same path."
+                )
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             self._make(order)
@@ -168,9 +192,13 @@ class ResultWriter:
         try:
             if (self.folder / _ORDER).read_text("utf-8") != order:
                 return False
-            for line in (self.folder / _DONE).read_text("utf-8").splitlines():
+            text = (self.folder / _DONE).read_text("utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            for line in whole.splitlines():
                 z, y, x, unsure = map(int, line.split())
                 self._done[z, y, x] = unsure
+            if whole != text and self._block is None:  # the power went in the middle of a line
+                (self.folder / _DONE).write_text(whole, "utf-8")
         except (OSError, ValueError):
             self._done.clear()
             return False
@@ -195,6 +223,14 @@ class ResultWriter:
         (self.folder / _DONE).touch()
         (self.folder / _ORDER).write_text(order, "utf-8")
 
+    def _is_wanted(self, place: Place) -> bool:
+        if place in self._done or place in self.written:
+            return False
+        if self._block is None:
+            return True
+        z, box = self._block
+        return place[0] == z and box.meets(self._box(*place[1:]))
+
     def _box(self, y: int, x: int) -> Box:
         _, height, width = self.shape
         top, left = y * CHUNK, x * CHUNK
@@ -205,9 +241,9 @@ class ResultWriter:
         self._labels[z, rows, columns] = chunk.labels
         self._unsure[z, rows, columns] = chunk.unsure
         self._maps[:, z, rows, columns] = chunk.maps
-        with (self.folder / _DONE).open("a", encoding="utf-8") as done:
-            done.write(f"{' '.join(map(str, place))} {chunk.unsure_pixels}\n")
-        self._done[place] = chunk.unsure_pixels
+        self.written[place] = chunk.unsure_pixels
+        if self._block is None:
+            self.record({place: chunk.unsure_pixels})
 
 
 class _Chunk:

@@ -5,6 +5,7 @@ Events are past-tense facts that a worker reports; orders are what it is asked.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,6 +58,8 @@ class PredictOrder(_Message):
         Resolution level of a multiscale image, 0 for the finest.
     as_tiff
         Write labels and uncertainty as TIFF and not as Zarr; None decides by size.
+    workers
+        How many workers the cluster has that computes it; 0 for a process of its own.
     """
 
     order: Literal["predict"] = "predict"
@@ -75,11 +78,28 @@ class PredictOrder(_Message):
     view: View | None = None
     level: int = 0
     as_tiff: bool | None = None
+    workers: int = Field(0, ge=0)
 
     @field_validator("config")
     @classmethod
     def _settle(cls, config: InferenceConfig) -> InferenceConfig:
         return config.settled()
+
+    def deciding(self, weights_sha256: str, companions_sha256: Sequence[str]) -> dict[str, Any]:
+        """Return what decides the result, as plain data: equal, and the result is the same.
+
+        The names are those of :class:`~segdesk.core.prediction.Provenance`. What
+        computes, and where, is not among them.
+        """
+        return {
+            "image_sha256": self.image_sha256,
+            "weights_sha256": weights_sha256,
+            "companions_sha256": list(companions_sha256),
+            "classes": list(self.classes),
+            "level": self.level,
+            "temperature": self.temperature,
+            "config": self.config.model_dump(mode="json", exclude={"device"}),
+        }
 
 
 class ViewOrder(_Message):

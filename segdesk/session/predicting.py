@@ -50,6 +50,33 @@ def request(
     Raises
     ------
     InputError
+        As :func:`make_orders`.
+    """
+    orders = make_orders(session, samples, config, model, view)
+    for order in orders:
+        session.backend.predict(order)
+    return [order.job for order in orders]
+
+
+def make_orders(
+    session: Session,
+    samples: Sequence[Sample],
+    config: InferenceConfig,
+    model: str | None = None,
+    view: View | None = None,
+    *,
+    only_new: bool = False,
+) -> list[PredictOrder]:
+    """Return the order for a prediction of each sample, their jobs registered.
+
+    Parameters
+    ----------
+    only_new
+        Leave out samples whose current prediction would come out the same.
+
+    Raises
+    ------
+    InputError
         No model is chosen or fits the classes, a companion of an ensemble does not go
         with it, or an image is gone.
     """
@@ -74,10 +101,11 @@ def request(
     kept = read_calibration(store.folder, entry.name, weights)
     config = config.settled(kept.kind if kept is not None else None)
     temperature = kept.temperature if kept is not None and config.calibrated else 1.0
-    jobs = []
+    hashes = [hash_weights(other.folder) for other in companions.values()]
+    orders = []
     for sample in samples:
         order = PredictOrder(
-            job=session.new_job(sample.id),
+            job="",
             sample=sample.id,
             image=str(sample.path),
             image_sha256=sample.sha256,
@@ -90,9 +118,30 @@ def request(
             temperature=temperature,
             view=view,
         )
-        jobs.append(order.job)
-        session.backend.predict(order)
-    return jobs
+        current = store.prediction(sample.id, entry.name, weights) if only_new else None
+        made = read_provenance(current) if current is not None else {}
+        if not is_same(made, order.deciding(weights, hashes)):
+            orders.append(order.model_copy(update={"job": session.new_job(sample.id)}))
+    return orders
+
+
+def is_same(made: dict[str, Any], deciding: dict[str, Any]) -> bool:
+    """Tell whether a prediction comes from what another one would be made from.
+
+    Parameters
+    ----------
+    made
+        Its provenance; empty where that is not known.
+    deciding
+        From :meth:`~segdesk.jobs.messages.PredictOrder.deciding`.
+    """
+    try:  # settings that did not exist then get their defaults
+        then = InferenceConfig.model_validate(made["config"])
+    except (KeyError, ValueError):
+        return False
+    told = {**made, "config": then.model_dump(mode="json", exclude={"device"})}
+    is_refined = "refinement" in made
+    return not is_refined and all(told.get(key) == value for key, value in deciding.items())
 
 
 def find_companions(
