@@ -146,8 +146,11 @@ def margin_of_maps(maps: Tensor) -> Tensor:
 
 def _behind(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Return how far each class but the best lies behind it, and its odds against it."""
-    falling = maps.float().sort(1, descending=True).values
-    behind = falling[:, :1] - falling[:, 1:]
+    if maps.shape[1] == 2:  # without the sorting, which takes a tenth of a small model's time
+        behind = (maps[:, :1].float() - maps[:, 1:].float()).abs()
+    else:
+        falling = maps.float().sort(1, descending=True).values
+        behind = falling[:, :1] - falling[:, 1:]
     return behind, torch.exp(-behind)
 
 

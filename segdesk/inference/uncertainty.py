@@ -52,6 +52,9 @@ def margin(probabilities: Floats) -> Floats:
     probabilities
         float32 (K, ...), summing to one over K.
     """
+    if len(probabilities) == 2:  # without the sorting: this is asked of every tile
+        two: Floats = np.minimum(2 * probabilities.min(0), 1.0)
+        return two
     rising = np.sort(probabilities, axis=0)
     values: Floats = np.clip(rising[:-1].sum(0) + rising[-2], 0.0, 1.0)
     return values

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import zarr
+from zarr.codecs import BloscCodec
 
 from segdesk.core.errors import InputError
 from segdesk.inference.regions import Region, find_regions, find_regions_of_stack
@@ -108,7 +109,7 @@ class ResultWriter:
             float32 (K + 1, h, w): probabilities, and the uncertainty last.
         """
         probabilities, unsure = maps[:-1], maps[-1]
-        labels = self._lookup[probabilities.argmax(0)]
+        labels = self._lookup[_best(probabilities)]
         for y, x in _chunks_of(box):
             place = z, y, x
             if not self._is_wanted(place):
@@ -218,6 +219,8 @@ class ResultWriter:
                 shape=(*front, depth, height, width),
                 chunks=(*front, 1, *sides),
                 dtype=dtype,
+                # zstd, the usual one, takes a tenth of the time of a small model.
+                compressors=BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"),
                 dimension_names=(*("class" for _ in front), "z", "y", "x"),
             )
         (self.folder / _DONE).touch()
@@ -271,6 +274,15 @@ class _Chunk:
         self.unsure_pixels += int(unsure_pixels(maps[:, *there]).sum())
         self._missing -= (bottom - top) * (right - left)
         return self._missing == 0
+
+
+def _best(probabilities: Floats) -> npt.NDArray[Any]:
+    """Return the most probable class, (h, w); of a tie the first."""
+    if len(probabilities) == 2:  # ten times as fast as argmax
+        second: npt.NDArray[Any] = probabilities[1] > probabilities[0]
+        return second.view(np.uint8)
+    best: npt.NDArray[Any] = probabilities.argmax(0)
+    return best
 
 
 def _chunks_of(box: Box) -> list[tuple[int, int]]:
