@@ -56,7 +56,7 @@ class Histogram(QWidget):
         # Square roots, because the ends tower over the middle.
         ticks = [(float(np.sqrt(share)), f"{100 * share:g} %") for share in SHARES]
         self.plot.getAxis("left").setTicks([[(0.0, "0"), *ticks]])
-        self.plot.getAxis("bottom").setHeight(44)
+        _make_room(self.plot)
         self.right = _steps(self.plot, "right pixels", RIGHT)
         self.wrong = _steps(self.plot, "wrong pixels", WRONG)
         self._centre_legend()
@@ -110,7 +110,7 @@ class Diagram(QWidget):
         self.plot.setXRange(0, 1, padding=0.02)
         self.plot.setYRange(0, 1, padding=0.02)
         self.plot.setLabel("bottom", "probability of the class chosen")
-        self.plot.getAxis("bottom").setHeight(44)
+        _make_room(self.plot)
         dashes = pg.mkPen(DIAGONAL, width=1, style=pg.QtCore.Qt.PenStyle.DashLine)
         self.plot.plot([0, 1], [0, 1], pen=dashes)
         self.before = _line(self.plot, BEFORE, "t")
@@ -134,6 +134,12 @@ class Diagram(QWidget):
             curve.setData(counted.confidence[is_filled], counted.accuracy[is_filled])
             legend.addItem(curve, f"{name}: {100 * gap:.2f} points off")
         self.plot.setTitle(title, color=FOREGROUND, size="9pt")
+
+
+def _make_room(plot: Any) -> None:
+    # The title of the axis hangs over its edge.
+    plot.getAxis("bottom").setHeight(38)
+    plot.getPlotItem().layout.setContentsMargins(1, 1, 1, 7)
 
 
 def _steps(plot: Any, name: str, color: str) -> Any:

@@ -17,6 +17,7 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "uncertainty": "entropy",
         "passes": 20,
         "companions": "a,b",
+        "calibrated": False,
         "tile_size": 256,
         "overlap": 32,
     },
