@@ -85,8 +85,7 @@ class InferenceConfig(Knobs):
         True,
         title="Calibrated probabilities",
         description="Corrects the probabilities with the temperature kept for the model, so that "
-        "of the pixels given 80 % about 80 are right in 100. The mask stays the same, but for "
-        "a few pixels where tiles meet.",
+        "of the pixels given 80 % about 80 are right in 100. The mask stays the same.",
     )
     tile_size: int = Field(
         512,

@@ -107,7 +107,7 @@ def block(order: PredictOrder, task: Task, spread: Spread, part: tuple[int, Box]
         planes = planes_of(source, order, model.card, spread.scaler)
         writer = _writer(order, task, spread, part)
         z = part[0]
-        predict_plane(z, planes, [z], order.config, predictor, sampler, writer, Watch())
+        predict_plane(z, planes, [z], order, predictor, sampler, writer, Watch())
     return Written(writer.written, str(predictor.device), str(predictor.precision))
 
 

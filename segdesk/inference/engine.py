@@ -195,7 +195,6 @@ class Engine:
         sampler = make_sampler(
             order.config.uncertainty,
             [predictor.network, *companions],
-            temperature=order.temperature,
             passes=order.config.passes,
         )
         return model, predictor, sampler

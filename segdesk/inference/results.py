@@ -20,7 +20,8 @@ from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError, SegDeskError
-from segdesk.core.prediction import Prediction, Provenance
+from segdesk.core.prediction import ONE_PASS, Prediction, Provenance
+from segdesk.inference.calibration import apply_temperature
 from segdesk.inference.normalize import (
     Scaler,
     choose_channels,
@@ -31,6 +32,7 @@ from segdesk.inference.normalize import (
 from segdesk.inference.predictor import Plane, Predictor
 from segdesk.inference.sampling import Sampler
 from segdesk.inference.tiling import Box
+from segdesk.inference.uncertainty import uncertainty
 from segdesk.inference.writer import TIFF_PIXELS, ResultWriter
 from segdesk.io.atomic import explain_os_errors, move_into_place
 from segdesk.io.packages import hash_weights
@@ -118,7 +120,7 @@ def predict_to_folder(
         shape = (len(planes), *planes[0].shape)
         about = what_decides(order, model.weights_sha256)
         writer = stack.enter_context(_kept(order.out, shape, lookup, about))
-        _predict_planes(planes, order.config, predictor, sampler, writer, watch)
+        _predict_planes(planes, order, predictor, sampler, writer, watch)
         made = Made(str(predictor.device), str(predictor.precision), time.perf_counter() - began)
         finish(writer, order, about, made, is_flat=len(source.shape) == 2)
     return Prediction(order.sample, order.model, order.out, writer.unsure)
@@ -259,7 +261,7 @@ def _picked(source: ImageSource, order: PredictOrder, card: ModelCard) -> tuple[
 
 def _predict_planes(
     planes: list[Plane],
-    config: InferenceConfig,
+    order: PredictOrder,
     predictor: Predictor,
     sampler: Sampler,
     writer: ResultWriter,
@@ -271,7 +273,7 @@ def _predict_planes(
         seen = watch.view()
         z = min(waiting, key=lambda n: abs(n - seen.z)) if seen is not None else waiting[0]
         try:
-            predict_plane(z, planes, waiting, config, predictor, sampler, writer, watch)
+            predict_plane(z, planes, waiting, order, predictor, sampler, writer, watch)
             waiting.remove(z)
         except _Elsewhere:
             writer.leave(z)
@@ -281,7 +283,7 @@ def predict_plane(
     z: int,
     planes: list[Plane],
     waiting: list[int],
-    config: InferenceConfig,
+    order: PredictOrder,
     predictor: Predictor,
     sampler: Sampler,
     writer: ResultWriter,
@@ -297,7 +299,7 @@ def predict_plane(
             raise _Elsewhere
 
     def emit(box: Box, maps: npt.NDArray[np.float32]) -> None:
-        watch.show(z, box, *writer.take(z, box, maps))
+        watch.show(z, box, *writer.take(z, box, calibrated(maps, order)))
 
     def is_done(box: Box) -> bool:
         return writer.is_done(z, box)
@@ -307,7 +309,7 @@ def predict_plane(
 
     predictor.run(
         planes[z],
-        config,
+        order.config,
         emit,
         forward=lambda batch: _with_uncertainty(sampler, batch),
         view=lambda: _box_of(watch.view()),
@@ -321,6 +323,19 @@ def _with_uncertainty(sampler: Sampler, batch: Tensor) -> Tensor:
     """Return probabilities and, as the last map, the uncertainty: (N, K + 1, h, w)."""
     probabilities, unsure = sampler(batch)
     return torch.cat((probabilities, unsure[:, None]), 1)
+
+
+def calibrated(maps: npt.NDArray[np.float32], order: PredictOrder) -> npt.NDArray[np.float32]:
+    """Apply an order's temperature to blended maps, float32 (K + 1, h, w).
+
+    After blending, and not to each tile: so no pixel changes its class, and the
+    temperature can be taken off again. What several passes tell of disagreement stays.
+    """
+    if order.temperature == 1.0:
+        return maps
+    probabilities, kind = apply_temperature(maps[:-1], order.temperature), order.config.uncertainty
+    unsure = uncertainty(kind, probabilities) if kind in ONE_PASS else maps[-1]
+    return np.concatenate((probabilities, unsure[None]))
 
 
 def _box_of(view: View | None) -> Box | None:

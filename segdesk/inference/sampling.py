@@ -72,7 +72,6 @@ def make_sampler(
     kind: UncertaintyKind,
     networks: Sequence[nn.Module],
     *,
-    temperature: float = 1.0,
     passes: int = 8,
     seed: int = 0,
 ) -> Sampler:
@@ -83,8 +82,6 @@ def make_sampler(
     networks
         In evaluation mode, on one device, with the same classes in the same order (see
         :func:`in_order`). All of them for an ensemble, else the first.
-    temperature
-        Class maps are divided by it before the softmax.
     passes
         How often dropout is drawn. Augmentation makes 8 passes, flips and turns, or 4,
         flips only, where fewer than 8 are asked for.
@@ -98,17 +95,15 @@ def make_sampler(
     """
     network = networks[0]
     if kind is UncertaintyKind.DROPOUT:
-        return _Several(_dropout(network, passes, seed), passes, temperature)
+        return _Several(_dropout(network, passes, seed), passes)
     if kind is UncertaintyKind.AUGMENTATION:
         count = TURNS_AND_FLIPS if passes >= TURNS_AND_FLIPS else FLIPS
-        return _Several(_augmentation(network, count), count, temperature)
+        return _Several(_augmentation(network, count), count)
     if kind is UncertaintyKind.ENSEMBLE:
         members = list(networks)
-        return _Several(
-            lambda x: (m(x) for m in members), len(members), temperature, is_shared=False
-        )
+        return _Several(lambda x: (m(x) for m in members), len(members), is_shared=False)
     measure = entropy_of_maps if kind is UncertaintyKind.ENTROPY else margin_of_maps
-    return _One(network, measure, temperature)
+    return _One(network, measure)
 
 
 def entropy_of_maps(maps: Tensor) -> Tensor:
@@ -183,15 +178,12 @@ class _One:
 
     passes = 1
 
-    def __init__(
-        self, network: nn.Module, measure: Callable[[Tensor], Tensor], temperature: float
-    ) -> None:
+    def __init__(self, network: nn.Module, measure: Callable[[Tensor], Tensor]) -> None:
         self._network = network
         self._measure = measure
-        self._temperature = temperature
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        maps: Tensor = self._network(batch).float() / self._temperature
+        maps: Tensor = self._network(batch).float()
         return F.softmax(maps, 1), self._measure(maps)
 
 
@@ -202,12 +194,9 @@ class _Several:
     of the places where all of them are unsure (measured, see docs/benchmarks.md).
     """
 
-    def __init__(
-        self, run: Passes, passes: int, temperature: float, *, is_shared: bool = True
-    ) -> None:
+    def __init__(self, run: Passes, passes: int, *, is_shared: bool = True) -> None:
         self.passes = passes
         self._run = run
-        self._temperature = temperature
         self._is_shared = is_shared
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +206,7 @@ class _Several:
         total: Tensor | None = None
         entropies: Tensor | None = None
         for maps in self._run(batch):
-            logs = F.log_softmax(maps.to(precise) / self._temperature, 1)
+            logs = F.log_softmax(maps.to(precise), 1)
             p = logs.exp()
             entropy = -(p * logs).sum(1)
             total = p if total is None else total + p

@@ -81,8 +81,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    # What torch's CPU and MPS allocators raise is a plain RuntimeError.
-    return "allocate memory" in text or "not enough memory" in text or "out of memory" in text
+    # What torch's CPU and MPS allocators raise is a plain RuntimeError, and so is what
+    # oneDNN says when it finds no room for its working memory.
+    signs = (
+        "allocate memory",
+        "not enough memory",
+        "out of memory",
+        "could not create a primitive",
+    )
+    return any(sign in text for sign in signs)
 
 
 @dataclass

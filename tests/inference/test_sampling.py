@@ -206,14 +206,6 @@ def test_classes_in_another_order_are_brought_into_ours() -> None:
     assert in_order(net, ("a", "b"), ("a", "b")) is net
 
 
-@pytest.mark.parametrize("kind", [UncertaintyKind.MARGIN, *SEVERAL])
-def test_a_temperature_makes_it_less_sure(kind: UncertaintyKind) -> None:
-    networks = network(), network(seed=1)
-    sharp, _ = ask(kind, *networks, temperature=1.0)
-    flat, _ = ask(kind, *networks, temperature=10.0)
-    assert flat.amax(1).mean() < sharp.amax(1).mean()
-
-
 @pytest.mark.parametrize("measure", [margin_of_maps, entropy_of_maps])
 @pytest.mark.parametrize("classes", [2, 4])
 def test_an_over_confident_model_keeps_its_order(measure: object, classes: int) -> None:

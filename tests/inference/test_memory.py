@@ -1,0 +1,60 @@
+"""Short of memory for real: a process that may have little."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = """
+import json, resource, sys
+import numpy as np, psutil, torch
+from segdesk.config.inference import InferenceConfig
+from segdesk.inference.predictor import Predictor
+from segdesk.nn.weights import load_model
+from pathlib import Path
+
+folder, tile, spare, side = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+said = []
+first, predictor = (
+    Predictor(load_model(folder), torch.device("cpu"), said.append) for _ in range(2)
+)
+image = np.random.default_rng(0).random((side, side, 1), np.float32)
+config = InferenceConfig(tile_size=tile, overlap=64, precision="single")
+free = first.predict_plane(image, config)
+had = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (had + spare * 2**20,) * 2)
+tight = predictor.predict_plane(image, config)
+print(json.dumps({"said": said, "apart": float(np.abs(free - tight).mean())}))
+"""
+
+
+def predict_in_little(folder: Path, *, tile: int, spare: int, side: int) -> dict[str, object]:
+    """Predict with ``spare`` MiB more than the process has already."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder), str(tile), str(spare), str(side)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
+def test_short_of_memory_tiles_become_smaller_and_the_result_is_there(
+    tmp_path: Path, make_model: Callable[..., Path]
+) -> None:
+    folder = make_model(tmp_path / "m")
+    answer = predict_in_little(folder, tile=1024, spare=20, side=900)
+    said = str(answer["said"])
+    assert "Memory ran out on the processor: tiles of 480 pixels from here on." in said
+    assert np.isclose(float(str(answer["apart"])), 0, atol=0.02)
