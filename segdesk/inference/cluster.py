@@ -91,6 +91,8 @@ class Spread:
         The label value of each of the model's classes.
     scaler
         How all blocks are scaled.
+    precision
+        What all blocks are computed with.
     blocks
         Plane and part of it, in whole chunks.
     """
@@ -99,6 +101,7 @@ class Spread:
     is_flat: bool
     lookup: tuple[int, ...]
     scaler: Scaler
+    precision: str
     blocks: tuple[tuple[int, Box], ...]
 
 
@@ -200,7 +203,7 @@ class Cluster:
         if local:
             count = int(local[1] or 2)
             own = distributed.LocalCluster(
-                n_workers=max(1, count), threads_per_worker=1, dashboard_address=None
+                n_workers=max(1, count), threads_per_worker=1, dashboard_address=":0"
             )
         try:
             client = distributed.Client(
@@ -300,7 +303,7 @@ class Cluster:
         wait = _distributed().wait
         has_said = False
         while True:
-            with suppress(TimeoutError):
+            with suppress(TimeoutError), self._client.as_current():
                 return list(
                     wait(list(self._open), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED").done
                 )

@@ -142,6 +142,21 @@ class Predictor:
         """What it computes with; single precision until more was tried."""
         return self._precision or Precision.SINGLE
 
+    def settle_precision(self, plane: Plane, config: InferenceConfig) -> Precision:
+        """Find out what a whole plane is best computed with, before parts of it are."""
+        tiling = self.plan(plane.shape, config)
+        self._try_half(plane, tiling, len(tiling.tiles), config)
+        return Precision.SINGLE if config.precision == "single" else self.precision
+
+    @contextmanager
+    def fixed(self, precision: Precision) -> Iterator[None]:
+        """Compute with what was settled on elsewhere, while the block lasts."""
+        before, self._precision = self._precision, precision
+        try:
+            yield
+        finally:
+            self._precision = before
+
     def prepare(self, data: npt.NDArray[Any]) -> Floats:
         """Fit channels and standardise an image, (Z,) Y, X, C in any dtype."""
         card = self._model.card
