@@ -189,8 +189,18 @@ class Cluster:
         self._open: dict[Any, _Job] = {}
 
     @classmethod
-    def connect(cls, address: str, say: Callable[[str], None] = lambda sentence: None) -> Cluster:
+    def connect(
+        cls,
+        address: str,
+        say: Callable[[str], None] = lambda sentence: None,
+        timeout: float = CONNECT_SECONDS,
+    ) -> Cluster:
         """Connect to a scheduler, ``tcp://host:port``, or start processes here, ``local:N``.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait for the scheduler.
 
         Raises
         ------
@@ -206,9 +216,7 @@ class Cluster:
                 n_workers=max(1, count), threads_per_worker=1, dashboard_address=":0"
             )
         try:
-            client = distributed.Client(
-                own or address, timeout=CONNECT_SECONDS, set_as_default=False
-            )
+            client = distributed.Client(own or address, timeout=timeout, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"No Dask scheduler answers at {address} ({type(error).__name__}); start one with "

@@ -28,6 +28,16 @@ distributed = pytest.importorskip("distributed", reason="the extra 'cluster' is 
 SHAPE = (1500, 1200)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_for_all() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def local() -> Iterator[Any]:
     """Start two worker processes; a nanny starts a new one in place of each that dies."""
@@ -177,4 +187,4 @@ def test_a_worker_that_sees_another_model_says_so(
 
 def test_a_scheduler_that_is_not_there() -> None:
     with pytest.raises(InputError, match=r"No Dask scheduler answers at tcp://127\.0\.0\.1:9"):
-        Cluster.connect("tcp://127.0.0.1:9")
+        Cluster.connect("tcp://127.0.0.1:9", timeout=1)
