@@ -9,6 +9,7 @@ and a task that another worker does again writes the same chunks in the same pla
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import time
@@ -213,7 +214,10 @@ class Cluster:
         if local:
             count = int(local[1] or 2)
             own = distributed.LocalCluster(
-                n_workers=max(1, count), threads_per_worker=1, dashboard_address=":0"
+                n_workers=max(1, count),
+                threads_per_worker=1,
+                dashboard_address=":0",
+                silence_logs=logging.CRITICAL,  # what a user needs is said in a sentence
             )
         try:
             client = distributed.Client(own or address, timeout=timeout, set_as_default=False)

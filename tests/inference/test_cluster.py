@@ -14,6 +14,7 @@ import pytest
 import tifffile
 import zarr
 
+from segdesk.cli import run
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.errors import InputError
 from segdesk.core.run import RunState
@@ -183,6 +184,24 @@ def test_a_worker_that_sees_another_model_says_so(
     Cluster(local, "here").run([order(image, other, tmp_path / "out")], ends.append)
     assert isinstance(ends[-1], Finished)
     assert "has another model in" in ends[-1].reason
+
+
+def test_the_command_uses_the_cluster_and_skips_what_is_done(
+    local: Any, image: Path, model: Path, expected: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    small = tmp_path / "small.tif"
+    tifffile.imwrite(small, tifffile.imread(image)[:90, :80])
+    command = ["predict", str(tmp_path / "*.tif"), "--out", str(tmp_path / "out"),
+               "--model", str(model), "--scheduler", local.scheduler.address, "--json"]  # fmt: skip
+    for is_skipped in (False, True):
+        assert run(command) == 0
+        (told,) = json.loads(capsys.readouterr().out)
+        assert told.get("skipped", False) is is_skipped
+        assert tifffile.imread(told["labels"]).shape == (90, 80)
+    made = json.loads(Path(told["provenance"]).read_text("utf-8"))
+    assert made["cluster"]["workers"] in (1, 2)
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_a_scheduler_that_is_not_there() -> None:
