@@ -9,8 +9,6 @@ import threading
 import traceback
 from collections.abc import Callable
 
-from torch import nn
-
 from segdesk.core.errors import CanceledError, InputError, SegDeskError
 from segdesk.core.run import RunState
 from segdesk.inference.live import LiveView
@@ -64,6 +62,8 @@ class Engine:
         #: What is on screen of the orders that show it.
         self._views: dict[str, View] = {}
         self._loaded: tuple[tuple[str, str, str], LoadedModel, Predictor] | None = None
+        #: The further models of the last ensemble, and the hashes of their weights.
+        self._others: tuple[tuple[str, ...], list[LoadedModel]] = ((), [])
 
     def take(self, order: AnyOrder) -> None:
         """Accept an order; returns at once."""
@@ -184,9 +184,17 @@ class Engine:
             From ``token``.
         """
         model, predictor = self._load(order, token)
+        others = self._companions(order)
+        predictor.fit([other.spec for other in others])
+        companions = [
+            in_order(
+                Predictor(other, predictor.device).network, other.card.classes, model.card.classes
+            )
+            for other in others
+        ]
         sampler = make_sampler(
             order.config.uncertainty,
-            [predictor.network, *self._companions(order, model, predictor)],
+            [predictor.network, *companions],
             temperature=order.temperature,
             passes=order.config.passes,
         )
@@ -203,17 +211,15 @@ class Engine:
             self._loaded = (key, model, Predictor(model, choice.device, self._say))
         return self._loaded[1:]
 
-    def _companions(
-        self, order: PredictOrder, model: LoadedModel, predictor: Predictor
-    ) -> list[nn.Module]:
-        """Load the further models of an ensemble, with their classes in the model's order."""
-        networks = []
-        for folder in order.companions:
-            other = load_model(folder)
-            fuse_batch_norm(other.network)
-            companion = Predictor(other, predictor.device).network
-            networks.append(in_order(companion, other.card.classes, model.card.classes))
-        return networks
+    def _companions(self, order: PredictOrder) -> list[LoadedModel]:
+        """Load the further models of an ensemble, unless they were those of the last one."""
+        key = tuple(hash_weights(folder) for folder in order.companions)
+        if self._others[0] != key:
+            self._others = ((), [])
+            self._others = (key, [load_model(folder) for folder in order.companions])
+            for other in self._others[1]:
+                fuse_batch_norm(other.network)
+        return self._others[1]
 
     def _say(self, sentence: str) -> None:
         self._send(Said(job="", text=sentence))

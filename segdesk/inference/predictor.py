@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,7 @@ from segdesk.nn.device import (
     place,
     tiles_at_once,
 )
+from segdesk.nn.spec import ModelSpec
 from segdesk.nn.weights import LoadedModel
 
 if TYPE_CHECKING:
@@ -119,13 +121,14 @@ class Predictor:
         self._device = device
         self._say = say
         self._network = place(model.network, device)
-        spec = model.spec
-        self._sides = Sides(spec.stride, spec.min_size)
-        if spec.context:
-            self._sides = Sides(spec.stride, spec.smallest_valid, spec.context)
+        self._sides = _sides_of([model.spec])
         self._batch: int | None = None
         self._most = 1 << 30
         self._precision: Precision | None = None
+
+    def fit(self, others: Sequence[ModelSpec]) -> None:
+        """Choose tiles that fit the architectures of further models, too."""
+        self._sides = _sides_of([self._model.spec, *others])
 
     @property
     def device(self) -> torch.device:
@@ -358,6 +361,15 @@ class Predictor:
         )
         self._precision = choice.precision
         self._say(choice.reason)
+
+
+def _sides_of(specs: Sequence[ModelSpec]) -> Sides:
+    """Return what sides tiles may have that all these architectures take."""
+    first = specs[0]
+    if first.context and len(specs) == 1:
+        return Sides(first.stride, first.smallest_valid, first.context)
+    stride = math.lcm(*(spec.stride for spec in specs))
+    return Sides(stride, max(spec.min_size for spec in specs))
 
 
 class _SmallerTiles(Exception):

@@ -52,6 +52,9 @@ def margin(probabilities: Floats) -> Floats:
     probabilities
         float32 (K, ...), summing to one over K.
     """
+    if len(probabilities) == 2:  # without the sorting: this is asked of every tile
+        two: Floats = np.minimum(2 * probabilities.min(0), 1.0)
+        return two
     rising = np.sort(probabilities, axis=0)
     values: Floats = np.clip(rising[:-1].sum(0) + rising[-2], 0.0, 1.0)
     return values
@@ -96,9 +99,10 @@ def unsure_share(probabilities: Floats) -> float:
 def shown_as_guessing(kind: UncertaintyKind, values: Floats, score: float) -> float:
     """Return the uncertainty that is shown in the last colour of the legend.
 
-    Entropy and margin reach 1. Mutual information may stay far below: there, as many
-    pixels are shown as unsure or worse as the image has unsure ones, those where the
-    passes disagree most. So a colour means the same for every kind.
+    Entropy and margin reach 1, and an ensemble's entropy does. Mutual information may
+    stay far below: there, as many pixels are shown as unsure or worse as the image has
+    unsure ones, those where the passes disagree most. So a colour means the same for
+    every kind.
 
     Parameters
     ----------
@@ -107,7 +111,7 @@ def shown_as_guessing(kind: UncertaintyKind, values: Floats, score: float) -> fl
     score
         Share of unsure pixels, from :func:`unsure_share`.
     """
-    if kind in _KINDS or not values.size:
+    if kind in {*_KINDS, UncertaintyKind.ENSEMBLE} or not values.size:
         return 1.0
     rank = min(values.size - 1, int((1.0 - score) * values.size))
     unsure = float(np.partition(values, rank, axis=None)[rank])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import zarr
+from zarr.codecs import BloscCodec
 
 from segdesk.core.errors import InputError
+from segdesk.inference.regions import Region, find_regions, find_regions_of_stack
 from segdesk.inference.tiling import Box
 from segdesk.inference.uncertainty import unsure_pixels
 from segdesk.io.labels import write_plane
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 CHUNK: Final = 512
 #: Results of more pixels than this stay Zarr: a TIFF of them is made in memory.
 TIFF_PIXELS: Final = 64 * 2**20
+#: The most uncertain places: how many are kept, and how many of a chunk can be among them.
+REGIONS: Final = "regions.json"
+MOST_REGIONS: Final = 10
+REGIONS_OF_CHUNK: Final = 3
 _ORDER, _DONE = "order.json", "done.txt"
 
 #: Plane, and the chunk's row and column.
@@ -102,7 +109,7 @@ class ResultWriter:
             float32 (K + 1, h, w): probabilities, and the uncertainty last.
         """
         probabilities, unsure = maps[:-1], maps[-1]
-        labels = self._lookup[probabilities.argmax(0)]
+        labels = self._lookup[_best(probabilities)]
         for y, x in _chunks_of(box):
             place = z, y, x
             if not self._is_wanted(place):
@@ -137,6 +144,9 @@ class ResultWriter:
         as_tiff
             Write labels and uncertainty as TIFF; they stay Zarr arrays otherwise.
         """
+        regions = self._regions(as_whole=as_tiff)
+        text = json.dumps([region.as_dict() for region in regions])
+        (self.folder / REGIONS).write_text(text + "\n", "utf-8")
         if as_tiff:
             for name in ("labels", "uncertainty"):
                 array = np.asarray(zarr.open_array(str(self._path(name)), mode="r"))
@@ -147,6 +157,18 @@ class ResultWriter:
             shutil.rmtree(self._path(name))
 
     # How ---------------------------------------------------------------------
+
+    def _regions(self, *, as_whole: bool) -> list[Region]:
+        """Find the most uncertain places; chunk by chunk where the image is too large."""
+        if as_whole:
+            return find_regions_of_stack(np.asarray(self._unsure[:]))
+        found: list[Region] = []
+        for z, y, x in sorted(self._done):
+            box = self._box(y, x)
+            here = find_regions(np.asarray(self._unsure[z, *box.slices]), REGIONS_OF_CHUNK, z=z)
+            found += [replace(r, y=r.y + box.top, x=r.x + box.left) for r in here]
+            found = sorted(found, key=lambda region: region.total, reverse=True)[:MOST_REGIONS]
+        return found
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.zarr"
@@ -197,6 +219,8 @@ class ResultWriter:
                 shape=(*front, depth, height, width),
                 chunks=(*front, 1, *sides),
                 dtype=dtype,
+                # zstd, the usual one, takes a tenth of the time of a small model.
+                compressors=BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"),
                 dimension_names=(*("class" for _ in front), "z", "y", "x"),
             )
         (self.folder / _DONE).touch()
@@ -250,6 +274,15 @@ class _Chunk:
         self.unsure_pixels += int(unsure_pixels(maps[:, *there]).sum())
         self._missing -= (bottom - top) * (right - left)
         return self._missing == 0
+
+
+def _best(probabilities: Floats) -> npt.NDArray[Any]:
+    """Return the most probable class, (h, w); of a tie the first."""
+    if len(probabilities) == 2:  # ten times as fast as argmax
+        second: npt.NDArray[Any] = probabilities[1] > probabilities[0]
+        return second.view(np.uint8)
+    best: npt.NDArray[Any] = probabilities.argmax(0)
+    return best
 
 
 def _chunks_of(box: Box) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -385,7 +386,7 @@ def guarded(name: str, path: Path | None) -> Guard:
         The file or folder; None for an address.
     """
     # What the file systems of fsspec raise is their own affair.
-    kinds = DECODE_ERRORS if path is not None else (Exception,)
+    kinds = (*DECODE_ERRORS, BadZipFile) if path is not None else (Exception,)
 
     @contextmanager
     def guard(place: str) -> Iterator[None]:

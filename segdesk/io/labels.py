@@ -86,7 +86,14 @@ def read_plane(path: Path) -> npt.NDArray[Any]:
 def _write(path: Path, array: npt.NDArray[Any], metadata: dict[str, Any]) -> None:
     stream = io.BytesIO()
     # tifffile puts the metadata into the image description as JSON.
-    tifffile.imwrite(stream, array, photometric="minisblack", compression="zlib", metadata=metadata)
+    tifffile.imwrite(
+        stream,
+        array,
+        photometric="minisblack",
+        compression="zlib",
+        compressionargs={"level": 1},  # three times as fast as the usual 6, a tenth larger
+        metadata=metadata,
+    )
     atomic_write_bytes(path, stream.getvalue())
 
 

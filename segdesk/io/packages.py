@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from functools import cache
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +26,13 @@ _PICKLE_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x0
 
 def bundled_packages() -> dict[str, Path]:
     """Return the folders of installed trained models by name."""
+    return dict(_bundled())
+
+
+@cache
+def _bundled() -> dict[str, Path]:
+    # Every prediction that comes in asks which model is in use, and looking through what
+    # is installed takes longer than a window may stand still.
     found: dict[str, Path] = {}
     for point in entry_points(group="segdesk.pretrained"):
         root = Path(str(files(point.value)))

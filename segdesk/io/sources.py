@@ -11,6 +11,8 @@ import hashlib
 import os
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +41,7 @@ Address = str | Path
 WHOLE_BYTES: Final = 64 * 2**20
 
 #: A thumbnail is made from a level of at most this many pixels a side, or from its middle.
-THUMBNAIL_SOURCE: Final = 4096
+THUMBNAIL_SOURCE: Final = 2048
 
 METADATA_NAMES: Final = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
@@ -100,7 +102,7 @@ def read_thumbnail(address: Address, size: int = 96) -> npt.NDArray[np.uint8]:
     """Make a small picture of the middle plane; see :func:`~segdesk.io.images.thumbnail`.
 
     It is made from the coarsest level that is large enough; a very large level
-    without coarser ones is shown by the 4096 x 4096 pixels in its middle.
+    without coarser ones is shown by the 2048 x 2048 pixels in its middle.
 
     Raises
     ------
@@ -129,7 +131,8 @@ def is_remote(address: Address) -> bool:
 
 def local_path(address: Address) -> Path:
     """Return the path of a file or folder of this computer, ``file://`` taken off."""
-    return Path(str(address).removeprefix("file://"))
+    text = str(address)
+    return Path(url2pathname(urlsplit(text).path) if text.startswith("file://") else text)
 
 
 def is_zarr(address: Address) -> bool:

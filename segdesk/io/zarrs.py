@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from zipfile import BadZipFile, is_zipfile
 
 import fsspec
 import numpy as np
@@ -50,8 +51,8 @@ def open_zarr(address: str | Path) -> ChunkedImage:
     with ExitStack() as stack:
         with guard(""):
             store = _Watched(_store(name, address))
-            stack.callback(store.close)
             node = _node(name, store)
+            stack.callback(store.close)
             if isinstance(node, zarr.Group):
                 arrays, layout = _pyramid(name, node)
             else:
@@ -74,8 +75,8 @@ def describe_gaps(path: Path) -> str:
     name = _name(path)
     with guarded(name, path)(""), ExitStack() as stack:
         store = _Watched(_store(name, path))
-        stack.callback(store.close)
         node = _node(name, store)
+        stack.callback(store.close)
         array = _pyramid(name, node)[0][0] if isinstance(node, zarr.Group) else node
         there, total = array.nchunks_initialized, array.nchunks
     if there >= total:
@@ -189,6 +190,8 @@ def _name(address: str | Path) -> str:
 def _store(name: str, address: str | Path) -> Store:
     if isinstance(address, Path):
         if address.suffix.lower() == ".zip":
+            if not is_zipfile(address.resolve(strict=True)):
+                raise BadZipFile(f"{name} is no zip file")
             return ZipStore(address, mode="r")
         return LocalStore(address, read_only=True)
     try:

@@ -75,13 +75,23 @@ def find_model(name: str, store: ProjectStore | None = None) -> ModelEntry:
 
 def current_model(store: ProjectStore) -> ModelEntry | None:
     """Return the model in use; by default a bundled one that knows the classes."""
+    used = _used(store)
+    if used is not None:
+        return used
+    fitting = (e for e in list_models(store) if set(e.card.classes) <= set(store.classes.names))
+    return next(fitting, None)
+
+
+def _used(store: ProjectStore) -> ModelEntry | None:
+    """Return the model that was chosen, reading no other card; None if it is gone."""
     name = store.get("current_model")
-    entries = list_models(store)
-    for entry in entries:
-        if entry.name == name:
-            return entry
-    fitting = [e for e in entries if set(e.card.classes) <= set(store.classes.names)]
-    return fitting[0] if fitting else None
+    bundled = bundled_packages()
+    folder = bundled.get(name, store.folder / "models" / str(name))
+    if name is None or not (folder / CARD).is_file():
+        return None
+    with suppress(InputError):
+        return ModelEntry(name, folder, read_card(folder), name in bundled)
+    return None
 
 
 def kept_calibration(store: ProjectStore, entry: ModelEntry) -> Calibration | None:

@@ -50,13 +50,13 @@ class Histogram(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.plot = make_plot("share of them", legend_offset=(0, 4), height=190)
+        self.plot = make_plot("share of them", legend_offset=(0, 4), height=205)
         self.plot.setXRange(0, 1, padding=0.01)
         self.plot.setYRange(0, 1, padding=0.02)
         # Square roots, because the ends tower over the middle.
         ticks = [(float(np.sqrt(share)), f"{100 * share:g} %") for share in SHARES]
         self.plot.getAxis("left").setTicks([[(0.0, "0"), *ticks]])
-        self.plot.getAxis("bottom").setHeight(36)
+        _make_room(self.plot)
         self.right = _steps(self.plot, "right pixels", RIGHT)
         self.wrong = _steps(self.plot, "wrong pixels", WRONG)
         self._centre_legend()
@@ -106,11 +106,11 @@ class Diagram(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.plot = make_plot("share that is right", legend_offset=(-4, -4), height=190)
+        self.plot = make_plot("share that is right", legend_offset=(-4, -4), height=205)
         self.plot.setXRange(0, 1, padding=0.02)
         self.plot.setYRange(0, 1, padding=0.02)
         self.plot.setLabel("bottom", "probability of the class chosen")
-        self.plot.getAxis("bottom").setHeight(36)
+        _make_room(self.plot)
         dashes = pg.mkPen(DIAGONAL, width=1, style=pg.QtCore.Qt.PenStyle.DashLine)
         self.plot.plot([0, 1], [0, 1], pen=dashes)
         self.before = _line(self.plot, BEFORE, "t")
@@ -134,6 +134,12 @@ class Diagram(QWidget):
             curve.setData(counted.confidence[is_filled], counted.accuracy[is_filled])
             legend.addItem(curve, f"{name}: {100 * gap:.2f} points off")
         self.plot.setTitle(title, color=FOREGROUND, size="9pt")
+
+
+def _make_room(plot: Any) -> None:
+    # The title of the axis hangs over its edge.
+    plot.getAxis("bottom").setHeight(38)
+    plot.getPlotItem().layout.setContentsMargins(1, 1, 1, 7)
 
 
 def _steps(plot: Any, name: str, color: str) -> Any:

@@ -124,7 +124,10 @@ def uncertainty_words(found: Findings) -> str:
             "uncertainty misleads."
         )
     if len(found.classes) == 2:
-        sentences.append("With two classes, margin and entropy put the pixels in the same order.")
+        sentences.append(
+            "With two classes, margin and entropy put the pixels in the same order (but for "
+            "rounding)."
+        )
     else:
         sentences.append(
             f"Of the kinds that cost one pass over the image, {best} finds them best; the "

@@ -73,7 +73,7 @@ def test_all_four_results_are_written_with_the_images_shape(
     unsure = tifffile.imread(done.uncertainty_path)
     maps = np.asarray(zarr.open_array(str(done.probabilities_path), mode="r"))
     assert sorted(p.name for p in done.folder.iterdir()) == [
-        "labels.tif", "probabilities.zarr", "provenance.json", "uncertainty.tif",
+        "labels.tif", "probabilities.zarr", "provenance.json", "regions.json", "uncertainty.tif",
     ]  # fmt: skip
     assert (labels.shape, labels.dtype) == (shape, np.uint8)
     assert (unsure.shape, unsure.dtype) == (shape, np.float32)

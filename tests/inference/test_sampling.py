@@ -94,7 +94,7 @@ def test_dropout_keeps_the_mean_of_what_it_drops(layer: nn.Module) -> None:
     """Single values and whole channels: many draws come back to the network without it."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), layer, nn.Conv2d(32, 2, 1)).eval()
-    sampler = make_sampler(UncertaintyKind.DROPOUT, [net], passes=64)
+    sampler = make_sampler(UncertaintyKind.DROPOUT, [net], passes=300)
     with torch.inference_mode():
         mean, unsure = sampler(image())
         plain = net(image()).softmax(1)
@@ -162,12 +162,20 @@ def test_maps_smaller_than_the_image_are_turned_back_too() -> None:
 
 
 def test_passes_that_agree_are_certain_however_unsure_each_is() -> None:
-    net = network()
-    one, unsure = ask(UncertaintyKind.ENSEMBLE, net, net, net)
-    alone, margin = ask(UncertaintyKind.MARGIN, net)
+    pointwise = nn.Conv2d(1, 2, 1)  # says the same of a pixel however the image is turned
+    one, unsure = ask(UncertaintyKind.AUGMENTATION, pointwise)
+    alone, margin = ask(UncertaintyKind.MARGIN, pointwise)
     torch.testing.assert_close(one, alone)
     assert margin.max() > 0.5
     assert unsure.max() < 1e-6
+
+
+def test_an_ensemble_of_one_and_the_same_is_as_unsure_as_it() -> None:
+    net = network()
+    one, unsure = ask(UncertaintyKind.ENSEMBLE, net, net, net)
+    alone, entropy = ask(UncertaintyKind.ENTROPY, net)
+    torch.testing.assert_close(one, alone)
+    torch.testing.assert_close(unsure, entropy, rtol=0, atol=1e-5)
 
 
 def test_passes_that_contradict_each_other_surely_are_guessing() -> None:

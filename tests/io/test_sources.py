@@ -17,7 +17,14 @@ import zarr
 
 from segdesk.core.errors import InputError
 from segdesk.io.images import read_image
-from segdesk.io.sources import ImageSource, hash_source, is_zarr, open_source
+from segdesk.io.sources import (
+    ImageSource,
+    hash_source,
+    is_zarr,
+    open_source,
+    probe_source,
+    read_thumbnail,
+)
 
 RNG = np.random.default_rng(3)
 Pixels = npt.NDArray[Any]
@@ -368,6 +375,46 @@ def test_a_store_that_goes_away_is_not_taken_for_a_black_image(tmp_path: Path) -
             source.read(0, slice(600, 609), slice(0, 9))
 
 
+def test_an_address_that_goes_away_is_not_taken_for_a_black_image(tmp_path: Path) -> None:
+    write_ome(tmp_path / "a.zarr", [random("uint8", 1000, 500)], "yx", chunks=(500, 500))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "a.zarr"), "/leaving/a.zarr", recursive=True)
+    with open_source("memory://leaving/a.zarr") as source:
+        source.read(0, slice(0, 9), slice(0, 9))
+        memory.rm("/leaving/a.zarr", recursive=True)
+        with pytest.raises(InputError, match=r"a.zarr does not exist"):
+            source.read(0, slice(600, 609), slice(0, 9))
+
+
+def test_an_empty_part_of_a_whole_store_is_black(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "a.zarr", shape=(60, 60), dtype="u1", chunks=(30, 30))[:30] = 9
+    with open_source(tmp_path / "a.zarr") as source:
+        whole = source.read_level()[..., 0]
+    assert (whole[:30] == 9).all()
+    assert not whole[30:].any()
+    assert probe_source(tmp_path / "a.zarr").note.startswith("a.zarr lacks 2 of its 4 chunks")
+
+
+def test_a_small_zarr_is_read_whole_and_a_huge_one_is_not(tmp_path: Path) -> None:
+    data = random("float64", 3, 20, 30)
+    write_ome(tmp_path / "a.zarr", [data], "zyx")
+    image = read_image(tmp_path / "a.zarr")
+    assert (image.axes, image.dtype) == ("ZYXC", "float64")
+    np.testing.assert_array_equal(image.data[..., 0], data.astype(np.float32))
+    zarr.create_array(tmp_path / "b.zarr", shape=(60_000, 60_000), dtype="u1", chunks=(512, 512))
+    with pytest.raises(InputError, match=r"b.zarr is too large to be opened whole \(3.4 GiB\)"):
+        read_image(tmp_path / "b.zarr")
+
+
+def test_a_thumbnail_comes_from_a_coarse_level(tmp_path: Path) -> None:
+    data = random("uint8", 3, 800, 400)
+    write_ome(tmp_path / "a.zarr", [data, data[:, ::2, ::2], data[:, ::4, ::4] // 200 + 5], "zyx")
+    for chunk in (tmp_path / "a.zarr" / "0" / "c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"broken")
+    assert read_thumbnail(tmp_path / "a.zarr").shape == (96, 48, 3)
+
+
 def test_a_tiff_cut_while_it_is_read_is_told(tmp_path: Path) -> None:
     for name, options in (("rows.tif", {}), ("tiles.tif", {"tile": (256, 256)})):
         path = tmp_path / name
@@ -400,6 +447,8 @@ def test_what_is_no_image_is_told(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "line.zarr", shape=(3,), dtype="u1")
     zarr.create_array(tmp_path / "complex.zarr", shape=(3, 3), dtype="c8")
     zarr.create_array(tmp_path / "none.zarr", shape=(0, 3), dtype="u1")
+    (tmp_path / "text.zarr").write_text("hello")
+    (tmp_path / "text.zarr.zip").write_text("hello")
     for address, says in {
         "empty.zarr": r"without OME-Zarr's multiscales metadata; name an array in it \(x\)",
         "plate.zarr": r"several images; name one of them, such as plate.zarr/A/1/0",
@@ -407,6 +456,9 @@ def test_what_is_no_image_is_told(tmp_path: Path) -> None:
         "line.zarr": "has 1 axes, named x, and so is not an image",
         "complex.zarr": "complex.zarr holds complex64 values",
         "none.zarr": "none.zarr holds no pixels",
+        "text.zarr": "text.zarr is not there or holds no Zarr metadata",
+        "text.zarr.zip": "text.zarr.zip is damaged or cut short",
+        "gone.zarr.zip": "gone.zarr.zip does not exist",
         "gone.zarr": "gone.zarr does not exist|gone.zarr is not there",
         "gone.tif": "gone.tif does not exist",
     }.items():

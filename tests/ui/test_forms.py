@@ -17,9 +17,10 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "uncertainty": "entropy",
         "passes": 20,
         "companions": "a,b",
+        "calibrated": False,
         "tile_size": 256,
         "overlap": 32,
-    },  # fmt: skip
+    },
     TrainingConfig: {
         "recipe": "head",
         "steps": 77_777,

@@ -65,7 +65,9 @@ class ProjectPanel(Panel):
         self.order.setSourceModel(self.model)
         self.list = self._make_list()
         self.add_button = ActionButton(
-            "Add images…", self.choose_images, "Add image files, with masks if there are any."
+            "Add images…",
+            self.choose_images,
+            "Add image files, with masks if there are any. For OME-Zarr, drop its folder here.",
         )
         self.column.addWidget(self.title)
         self.column.addWidget(self.hint)

@@ -55,6 +55,7 @@ class TrustPanel(Panel):
         self._workbench = workbench
         self._reader = TrustReader()
         self._answers: Answers = (Answer(), None)
+        self._drawn: list[tuple[str, Findings]] = []
         self._is_asking = False
         self._is_stale = True
         self._timer = QTimer(self)
@@ -238,6 +239,7 @@ class TrustPanel(Panel):
         self._answers = Answer(), None
         self._is_asking, self._is_stale = False, True
         self.other.clear()
+        self._drawn = []
         for histogram in self.histograms:
             histogram.set_band(BAND)
         self._show()
@@ -262,14 +264,19 @@ class TrustPanel(Panel):
         for pictures in (self.histograms, self.diagrams):
             for number, picture in enumerate(pictures):
                 picture.setVisible(number < len(shown))
+        if shown:
+            self._show_kept(answer, shown[0][1])
+        if shown != self._drawn:  # most of what comes in changes nothing, and drawing takes time
+            self._drawn = shown
+            self._draw(shown)
+
+    def _draw(self, shown: list[tuple[str, Findings]]) -> None:
         for diagram, (model, found) in zip(self.diagrams, shown, strict=False):
             diagram.show_findings(model, found)
-        if shown:
-            model, found = shown[0]
+        for model, found in shown[:1]:
             self.calibration.say(calibration_words(found))
             self.temperature.say(temperature_words(model, found))
             self.uncertainty.say(uncertainty_words(found))
-            self._show_kept(answer, found)
             self._show_band()
 
     def _show_reason(self) -> None:

@@ -1,0 +1,440 @@
+"""Prediction against the bare model, against MONAI, and on screen: ratios of one run.
+
+    python tests/benchmarks/inference.py [--side 4096] [--rounds 3] [--device auto]
+    xvfb-run -a -s "-screen 0 1600x1000x24" python tests/benchmarks/inference.py --window
+    python tests/benchmarks/inference.py --memory
+
+Without a flag: the shipped model over an RGB image in a Zarr array, in tiles of 256 pixels
+that overlap by 64. *Bare* only runs the model, as the engine has it, on the same tiles,
+already in memory; *SegDesk* reads, scales, computes, blends, measures uncertainty and
+writes labels, uncertainty and probabilities to disk; *MONAI* (where it is installed) is its
+``sliding_window_inference`` in Gaussian mode on the scaled image in memory, with the model
+as it is loaded. All with the same threads and precision, in turn.
+
+``--window`` measures how late the window's event loop is and how long strokes take, with the
+engine idle and with it busy. ``--memory`` predicts RGB images from Zarr to Zarr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import zarr
+from torch import nn
+
+from segdesk.config.inference import InferenceConfig
+from segdesk.inference.predictor import Plane, Predictor
+from segdesk.inference.results import Watch, predict_to_folder
+from segdesk.inference.sampling import make_sampler
+from segdesk.inference.tiling import mirrored
+from segdesk.io.packages import bundled_packages
+from segdesk.jobs.messages import Finished, PartsPredicted, PredictOrder, Ready, View
+from segdesk.jobs.worker import WorkerProcess
+from segdesk.nn.device import pick_device, place
+from segdesk.nn.fuse import fuse_batch_norm
+from segdesk.nn.weights import load_model
+
+MODEL = "nuclei-unet"
+TILES = InferenceConfig(tile_size=256, overlap=64, precision="single", device="cpu")
+
+
+def make_image(path: Path, side: int) -> Path:
+    """Write an RGB image of bright discs, uint8, as a Zarr array of 512 pixel chunks."""
+    random = np.random.default_rng(0)
+    array = zarr.create_array(
+        store=str(path), shape=(side, side, 3), chunks=(512, 512, 3), dtype="uint8"
+    )
+    rows, columns = np.mgrid[:512, :512]
+    block = random.integers(0, 40, (512, 512, 3)).astype(np.uint8)
+    for y, x in random.integers(20, 492, (30, 2)):
+        block[(rows - y) ** 2 + (columns - x) ** 2 < 200] += 120
+    for y in range(0, side, 512):
+        strip = np.tile(block, (1, -(-side // 512), 1))[: side - y, :side]
+        array[y : y + 512] = strip
+    return path
+
+
+def order_for(image: Path, out: Path, config: InferenceConfig, **more: Any) -> PredictOrder:
+    """Return an order as the command line gives it."""
+    return PredictOrder(
+        job="job", sample="sample", image=str(image), image_sha256="", model=MODEL,
+        model_folder=bundled_packages()[MODEL], classes=("background", "nucleus"), out=out,
+        config=config, **more,
+    )  # fmt: skip
+
+
+class Peak:
+    """The most memory this process had in a block of code above what it had before."""
+
+    def __init__(self) -> None:
+        self.megabytes = 0.0
+
+
+@contextmanager
+def peak_memory(pid: int | None = None) -> Iterator[Peak]:
+    """Watch the resident memory of a process, 100 times a second."""
+    process, peak, stop = psutil.Process(pid), Peak(), threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not stop.wait(0.01):
+            peak.megabytes = max(peak.megabytes, (process.memory_info().rss - before) / 2**20)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield peak
+    stop.set()
+    thread.join()
+
+
+# Throughput -------------------------------------------------------------------------
+
+
+def prepared_tiles(predictor: Predictor, image: np.ndarray) -> list[torch.Tensor]:
+    """Return every tile of the image as the network gets it."""
+    plane = Plane.of(predictor.prepare(image))
+    tiling = predictor.plan(plane.shape, TILES)
+    found = []
+    for tile in tiling.tiles:
+        block = mirrored(plane.read, plane.shape, tiling.input_box(tile))
+        batch = torch.from_numpy(np.ascontiguousarray(block.transpose(2, 0, 1)))[None]
+        found.append(batch.to(predictor.device, memory_format=torch.channels_last))
+    return found
+
+
+def run_bare(network: nn.Module, tiles: list[torch.Tensor]) -> None:
+    """Only run the network."""
+    with torch.inference_mode():
+        for batch in tiles:
+            network(batch)
+    if tiles[0].is_cuda:
+        torch.cuda.synchronize()
+
+
+def run_monai(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """Run MONAI's sliding window."""
+    from monai.inferers.utils import sliding_window_inference
+
+    with torch.inference_mode():
+        return sliding_window_inference(
+            image, (256, 256), 1, network, overlap=64 / 256, mode="gaussian"
+        )
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Return seconds and the peak of extra memory in MiB."""
+    with peak_memory() as peak:
+        began = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - began
+    return seconds, peak.megabytes
+
+
+def throughput(side: int, rounds: int, device: str) -> dict[str, Any]:
+    """Compare the three on one image."""
+    choice = pick_device(device).device
+    loaded = load_model(bundled_packages()[MODEL])
+    plain = copy.deepcopy(loaded.network).to(choice).eval()
+    fuse_batch_norm(loaded.network)
+    predictor = Predictor(loaded, choice)
+    sampler = make_sampler(TILES.settled().uncertainty, [predictor.network])
+    with tempfile.TemporaryDirectory() as work:
+        source = make_image(Path(work, "image.zarr"), side)
+        image = np.asarray(zarr.open_array(str(source), mode="r")[:])
+
+        def ours() -> None:
+            order = order_for(source, Path(work, "out"), TILES)
+            predict_to_folder(order, loaded, predictor, sampler, Watch())
+
+        def bare() -> None:
+            run_bare(predictor.network, prepared)
+
+        contenders: dict[str, Callable[[], object]] = {"SegDesk": ours, "bare": bare}
+        if importlib.util.find_spec("monai"):
+            whole = torch.from_numpy(predictor.prepare(image).transpose(2, 0, 1).copy())[None]
+            contenders["MONAI"] = lambda: run_monai(plain, whole.to(choice))
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+        prepared = prepared_tiles(predictor, image[:256, :256])
+        for run in contenders.values():  # warm: nothing is allocated or tuned later
+            if run is bare:
+                run()
+        prepared = prepared_tiles(predictor, image)
+        for _ in range(rounds):
+            for name, run in contenders.items():
+                found[name].append(timed(run))
+    seconds = {name: statistics.median(s for s, _ in runs) for name, runs in found.items()}
+    memory = {name: statistics.median(m for _, m in runs) for name, runs in found.items()}
+
+    def ratio(of: str) -> float | None:
+        if of not in found:
+            return None
+        pairs = zip(found[of], found["SegDesk"], strict=True)
+        return round(statistics.median(other[0] / own[0] for other, own in pairs), 3)
+
+    return {
+        "side": side,
+        "device": str(choice),
+        "threads": torch.get_num_threads(),
+        "tiles": len(prepared),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "extra_mib": {name: round(value) for name, value in memory.items()},
+        "of_bare_throughput": ratio("bare"),
+        "times_monai": ratio("MONAI"),
+    }
+
+
+# The engine --------------------------------------------------------------------------
+
+
+class Line:
+    """An engine process and what it says, with times."""
+
+    def __init__(self, folder: Path) -> None:
+        self._heard: list[tuple[float, Any]] = []
+        self._news = threading.Condition()
+        self.engine = WorkerProcess(
+            ("-m", "segdesk.inference", str(folder / "log.txt")),
+            name="prediction",
+            on_event=self._hear,
+        )
+        self.wait(lambda event: isinstance(event, Ready))
+
+    def _hear(self, event: Any) -> None:
+        with self._news:
+            self._heard.append((time.perf_counter(), event))
+            self._news.notify_all()
+
+    def wait(self, is_it: Callable[[Any], bool], seconds: float = 3000) -> tuple[float, Any]:
+        """Return when the first such event came, and the event."""
+        until = time.monotonic() + seconds
+        with self._news:
+            while True:
+                for heard in self._heard:
+                    if is_it(heard[1]):
+                        return heard
+                if not self._news.wait(until - time.monotonic()):
+                    raise TimeoutError
+
+    def forget(self) -> None:
+        """Begin to listen anew."""
+        with self._news:
+            self._heard.clear()
+
+    def predict(self, order: PredictOrder) -> tuple[float, Any]:
+        """Give an order and wait for its end."""
+        self.forget()
+        self.engine.give(order.job, order)
+        return self.wait(lambda event: isinstance(event, Finished))
+
+
+def first_tile(side: int, rounds: int) -> dict[str, Any]:
+    """Measure a warm engine's first tile and its cancel, against the forward pass alone."""
+    loaded = load_model(bundled_packages()[MODEL])
+    fuse_batch_norm(loaded.network)
+    network = place(loaded.network, torch.device("cpu"))
+    batch = torch.rand(1, 3, 256, 256).contiguous(memory_format=torch.channels_last)
+    late, cancels, forwards = [], [], []
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        image = make_image(folder / "image.zarr", side)
+        small = make_image(folder / "small.zarr", 256)
+        line = Line(folder)
+        line.predict(order_for(small, folder / "warm", TILES))
+        for number in range(rounds):
+            times = []
+            for _ in range(5):
+                began = time.perf_counter()
+                with torch.inference_mode():
+                    network(batch)
+                times.append(time.perf_counter() - began)
+            forwards.append(statistics.median(times))
+            view = View(top=side // 2, bottom=side // 2 + 400, left=100, right=500)
+            order = order_for(image, folder / f"out{number}", TILES, view=view)
+            line.forget()
+            began = time.perf_counter()
+            line.engine.give(order.job, order)
+            shown, _ = line.wait(lambda event: isinstance(event, PartsPredicted))
+            late.append(shown - began - forwards[-1])
+            time.sleep(1)
+            began = time.perf_counter()
+            line.engine.cancel(order.job)
+            ended, _ = line.wait(lambda event: isinstance(event, Finished))
+            cancels.append(ended - began)
+        line.engine.close()
+    return {
+        "forward_s": round(statistics.median(forwards), 3),
+        "first_tile_after_forward_s": round(statistics.median(late), 3),
+        "cancel_s": round(statistics.median(cancels), 3),
+    }
+
+
+def memory(sides: list[int]) -> dict[str, Any]:
+    """Measure an engine's memory above idle while it predicts from Zarr to Zarr."""
+    found = {}
+    config = InferenceConfig(device="cpu", precision="single")
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        line = Line(folder)
+        line.predict(order_for(make_image(folder / "warm.zarr", 512), folder / "warm", config))
+        for side in sides:
+            image = make_image(folder / f"{side}.zarr", side)
+            with peak_memory(line.engine.pid) as peak:
+                began = time.perf_counter()
+                order = order_for(image, folder / f"out{side}", config, as_tiff=False)
+                _, end = line.predict(order)
+            found[side] = {
+                "state": str(end.state),
+                "peak_mib_above_idle": round(peak.megabytes),
+                "minutes": round((time.perf_counter() - began) / 60, 1),
+            }
+            sys.stderr.write(f"{side}: {found[side]}\n")
+        line.engine.close()
+    return {"memory": found}
+
+
+# The window --------------------------------------------------------------------------
+
+WINDOW = """
+import json, sys, time
+import numpy as np
+from pathlib import Path
+from qtpy.QtCore import QTimer, Qt
+from segdesk.app.window import DesktopWindow
+from segdesk.config.inference import InferenceConfig
+from segdesk.core.classes import ClassMap
+from segdesk.session.projects import NewImage, add_images
+from napari.qt import get_qapp
+import tifffile
+
+work, seconds = Path(sys.argv[1]), float(sys.argv[2])
+app = get_qapp()
+window = DesktopWindow()
+bench = window.workbench
+classes = ClassMap.from_names(("background", "nucleus"))
+session = bench.new_project(work / "p.segdesk", classes)
+image = np.random.default_rng(0).integers(0, 60, (2048, 2048, 3)).astype(np.uint8)
+tifffile.imwrite(work / "large.tif", image)
+sample = add_images(session, [NewImage(work / "large.tif")]).samples[0]
+bench.inference = InferenceConfig(tile_size=256, overlap=64, device="cpu", precision="single")
+ready = []
+session.events.engine_ready.connect(ready.append)
+
+def spin(until, limit=120.0):
+    end = time.monotonic() + limit
+    while not until() and time.monotonic() < end:
+        app.processEvents()
+        time.sleep(0.002)
+
+def measure(seconds):
+    late, last = [], [None]
+    def tick():
+        now = time.perf_counter()
+        if last[0] is not None:
+            late.append(now - last[0] - 0.010)
+        last[0] = now
+    timer = QTimer()
+    timer.setTimerType(Qt.TimerType.PreciseTimer)
+    timer.setInterval(10)
+    timer.timeout.connect(tick)
+    timer.start()
+    QTimer.singleShot(int(seconds * 1000), app.quit)
+    app.exec()
+    timer.stop()
+    return late
+
+def strokes(count=40):
+    labels = bench.layers.labels
+    labels.brush_size = 12
+    times = []
+    for n in range(count):
+        spin(lambda: False, 0.05)
+        began = time.perf_counter()
+        labels.paint((50 + 20 * n % 400, 60 + 30 * (n // 20)), n % 2 + 0)
+        times.append(time.perf_counter() - began)
+    return times
+
+spin(lambda: ready)
+bench.show_sample(sample.id)
+spin(lambda: bench.current_correction is not None)
+bench.layers.labels.mode = "paint"
+strokes(5)
+result = {}
+result["idle"] = (measure(seconds), strokes())
+ended, parts = [], []
+session.events.job_finished.connect(ended.append)
+session.events.parts_predicted.connect(parts.append)
+bench.predict([sample.id])
+spin(lambda: parts)
+busy = measure(seconds)
+painted = strokes()
+result["busy"] = (busy, painted)
+result["parts"] = len(parts)
+result["still_busy"] = not ended
+print(json.dumps(result))
+bench.close()
+window.main.close()
+"""
+
+
+def window(seconds: float) -> dict[str, Any]:
+    """Measure the lateness of a 10 ms timer and the time of a stroke, idle and busy."""
+    with tempfile.TemporaryDirectory() as work:
+        done = subprocess.run(
+            [sys.executable, "-c", WINDOW, work, str(seconds)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    told: dict[str, Any] = {"parts": found["parts"], "still_busy": found["still_busy"]}
+    for state in ("idle", "busy"):
+        late, painted = found[state]
+        told[state] = {
+            "late_ms_p99": round(1000 * float(np.percentile(late, 99)), 1),
+            "late_ms_max": round(1000 * max(late), 1),
+            "ticks": len(late),
+            "stroke_ms": round(1000 * statistics.median(painted), 2),
+        }
+    told["stroke_ratio"] = round(told["busy"]["stroke_ms"] / told["idle"]["stroke_ms"], 2)
+    return told
+
+
+def main() -> None:
+    """Measure what was asked for and print it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--window", action="store_true")
+    parser.add_argument("--memory", type=int, nargs="*", metavar="SIDE")
+    parser.add_argument("--first-tile", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.window:
+        found = window(20.0)
+    elif arguments.memory is not None:
+        found = memory(arguments.memory or [4096, 8192, 16384])
+    elif arguments.first_tile:
+        found = first_tile(arguments.side, arguments.rounds)
+    else:
+        found = throughput(arguments.side, arguments.rounds, arguments.device)
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
