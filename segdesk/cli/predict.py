@@ -145,7 +145,7 @@ class _Tally:
     def take(self, image: str, result: dict[str, Any]) -> None:
         """Note that an image is done."""
         self.results[image] = result
-        self.progress(len(self.results) + len(self.failures), len(self.images), image)
+        self.progress(len(self.results) + len(self.failures), len(self.images), Path(image).name)
 
     def fail(self, image: str, end: Finished, inner: Path, outer: Path) -> None:
         """Note that an image failed; ``outer`` is the folder that a user knows ``inner`` by."""
@@ -162,7 +162,7 @@ class _Tally:
             return
         share = 100 * event.done // max(1, event.total)
         ended = len(self.results) + len(self.failures)
-        self.progress(ended, len(self.images), f"{image} {share} %")
+        self.progress(ended, len(self.images), f"{Path(image).name} {share} %")
 
     def show(self, as_json: bool) -> None:
         """Report to stdout."""

@@ -34,6 +34,7 @@ from segdesk.io.packages import hash_weights
 from segdesk.io.sources import ImageSource, open_source
 from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import AnyEvent, PredictionReady, PredictOrder
+from segdesk.nn.device import Precision
 
 #: Sides a block may have, in chunks: what a lost worker has to be done again is small.
 BLOCK_CHUNKS: Final = (1, 2, 4, 8)
@@ -89,11 +90,14 @@ def begin(order: PredictOrder, task: Task, whole_below: int) -> Predicted | Spre
         model, predictor, _ = _engine.prepare(order, CancelToken())
         scaler = scaler_of(source, order, model.card)
         depth, height, width = (1, *source.level_shape(order.level))[-3:]
+        middle = planes_of(source, order, model.card, scaler)[depth // 2]
+        precision = predictor.settle_precision(middle, order.config)
         return Spread(
             shape=(depth, height, width),
             is_flat=len(source.shape) == 2,
             lookup=tuple(map_to_classes(model.card.classes, order.classes, order.model).tolist()),
             scaler=scaler,
+            precision=str(precision),
             blocks=cut(predictor.plan((height, width), order.config), depth, order.workers),
         )
 
@@ -107,8 +111,9 @@ def block(order: PredictOrder, task: Task, spread: Spread, part: tuple[int, Box]
         planes = planes_of(source, order, model.card, spread.scaler)
         writer = _writer(order, task, spread, part)
         z = part[0]
-        predict_plane(z, planes, [z], order, predictor, sampler, writer, Watch())
-    return Written(writer.written, str(predictor.device), str(predictor.precision))
+        with predictor.fixed(Precision(spread.precision)):
+            predict_plane(z, planes, [z], order, predictor, sampler, writer, Watch())
+            return Written(writer.written, str(predictor.device), str(predictor.precision))
 
 
 @_explained

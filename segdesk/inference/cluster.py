@@ -9,6 +9,7 @@ and a task that another worker does again writes the same chunks in the same pla
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import time
@@ -91,6 +92,8 @@ class Spread:
         The label value of each of the model's classes.
     scaler
         How all blocks are scaled.
+    precision
+        What all blocks are computed with.
     blocks
         Plane and part of it, in whole chunks.
     """
@@ -99,6 +102,7 @@ class Spread:
     is_flat: bool
     lookup: tuple[int, ...]
     scaler: Scaler
+    precision: str
     blocks: tuple[tuple[int, Box], ...]
 
 
@@ -186,8 +190,18 @@ class Cluster:
         self._open: dict[Any, _Job] = {}
 
     @classmethod
-    def connect(cls, address: str, say: Callable[[str], None] = lambda sentence: None) -> Cluster:
+    def connect(
+        cls,
+        address: str,
+        say: Callable[[str], None] = lambda sentence: None,
+        timeout: float = CONNECT_SECONDS,
+    ) -> Cluster:
         """Connect to a scheduler, ``tcp://host:port``, or start processes here, ``local:N``.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait for the scheduler.
 
         Raises
         ------
@@ -200,12 +214,13 @@ class Cluster:
         if local:
             count = int(local[1] or 2)
             own = distributed.LocalCluster(
-                n_workers=max(1, count), threads_per_worker=1, dashboard_address=None
+                n_workers=max(1, count),
+                threads_per_worker=1,
+                dashboard_address=":0",
+                silence_logs=logging.CRITICAL,  # what a user needs is said in a sentence
             )
         try:
-            client = distributed.Client(
-                own or address, timeout=CONNECT_SECONDS, set_as_default=False
-            )
+            client = distributed.Client(own or address, timeout=timeout, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"No Dask scheduler answers at {address} ({type(error).__name__}); start one with "
@@ -300,7 +315,7 @@ class Cluster:
         wait = _distributed().wait
         has_said = False
         while True:
-            with suppress(TimeoutError):
+            with suppress(TimeoutError), self._client.as_current():
                 return list(
                     wait(list(self._open), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED").done
                 )

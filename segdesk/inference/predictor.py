@@ -124,7 +124,10 @@ class Predictor:
         self._sides = _sides_of([model.spec])
         self._batch: int | None = None
         self._most = 1 << 30
-        self._precision: Precision | None = None
+        self._precision = Precision.SINGLE
+        #: What trials found, by what was asked for.
+        self._tried: dict[str, Precision] = {}
+        self._fixed: Precision | None = None
 
     def fit(self, others: Sequence[ModelSpec]) -> None:
         """Choose tiles that fit the architectures of further models, too."""
@@ -142,8 +145,22 @@ class Predictor:
 
     @property
     def precision(self) -> Precision:
-        """What it computes with; single precision until more was tried."""
-        return self._precision or Precision.SINGLE
+        """What it computes with."""
+        return self._precision
+
+    def settle_precision(self, plane: Plane, config: InferenceConfig) -> Precision:
+        """Find out what a whole plane is best computed with, before parts of it are."""
+        tiling = self.plan(plane.shape, config)
+        return self._settle(plane, tiling, len(tiling.tiles), config)
+
+    @contextmanager
+    def fixed(self, precision: Precision) -> Iterator[None]:
+        """Compute with what was settled on elsewhere, while the block lasts."""
+        self._fixed = precision
+        try:
+            yield
+        finally:
+            self._fixed = None
 
     def prepare(self, data: npt.NDArray[Any]) -> Floats:
         """Fit channels and standardise an image, (Z,) Y, X, C in any dtype."""
@@ -160,9 +177,9 @@ class Predictor:
         InputError
             The tile size does not fit the model.
         """
-        most = config.tile_size
-        if most > self._most:
-            most = self._sides.down(self._most)
+        if config.tile_size <= self._most:
+            return plan(shape, config.tile_size, config.overlap, self._sides)
+        most = self._sides.down(self._most)
         return plan(shape, most, min(config.overlap, most // 2), self._sides)
 
     def predict_plane(
@@ -237,7 +254,7 @@ class Predictor:
         while True:
             tiling = self.plan(plane.shape, config)
             todo = [tile for tile in tiling.tiles if not is_done(tiling.box(tile))]
-            self._try_half(plane, tiling, len(todo), config)
+            self._precision = self._settle(plane, tiling, len(todo), config)
             work = _Work(plane, tiling, todo, emit)
             try:
                 self._work_off(work, run, view, check, progress)
@@ -321,7 +338,9 @@ class Predictor:
             self._say(f"Memory ran out on {where}: tiles of {smaller} pixels from here on.")
             raise _SmallerTiles
         if self._device.type != "cpu":
-            self._device, self._batch, self._precision = torch.device("cpu"), 1, None
+            self._device, self._batch = torch.device("cpu"), 1
+            self._precision = Precision.SINGLE
+            self._tried.clear()
             self._network = place(self._network, self._device)
             self._say(f"Memory ran out on {where}: the processor goes on, which is slower.")
             return
@@ -330,22 +349,27 @@ class Predictor:
             "programs, or choose a smaller model."
         )
 
-    def _try_half(
+    def _settle(
         self, plane: Plane, tiling: TilePlan, waiting: int, config: InferenceConfig
-    ) -> None:
-        if self._precision is not None or config.precision == "single":
-            return
-        if config.precision == "auto" and waiting < TILES_WORTH_A_TRY:
-            return
+    ) -> Precision:
+        """Return what to compute with, after a trial where that may pay."""
+        if self._fixed is not None:
+            return self._fixed
+        asked = config.precision
+        if asked in self._tried:
+            return self._tried[asked]
+        if asked == "single" or (asked == "auto" and waiting < TILES_WORTH_A_TRY):
+            return Precision.SINGLE
         work = _Work(plane, tiling, [], lambda box, maps: None)
         batch = torch.from_numpy(work.read(tiling.tiles[len(tiling.tiles) // 2])[None])
         choice = pick_precision(
             self.network,
             batch.to(self._device, memory_format=torch.channels_last),
-            is_wanted=config.precision == "half",
+            is_wanted=asked == "half",
         )
-        self._precision = choice.precision
+        self._tried[asked] = choice.precision
         self._say(choice.reason)
+        return choice.precision
 
 
 def _sides_of(specs: Sequence[ModelSpec]) -> Sides:
