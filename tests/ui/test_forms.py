@@ -12,7 +12,14 @@ from segdesk.config.training import TrainingConfig
 from segdesk.ui.forms import KnobsForm, ScientificSpinBox
 
 OTHER: dict[type[Knobs], dict[str, Any]] = {
-    InferenceConfig: {"device": "cpu", "uncertainty": "entropy", "tile_size": 256, "overlap": 32},
+    InferenceConfig: {
+        "normalization": "zscore",
+        "channels": "0,2,1",
+        "device": "cpu",
+        "uncertainty": "entropy",
+        "tile_size": 256,
+        "overlap": 32,
+    },
     TrainingConfig: {
         "recipe": "head",
         "steps": 77_777,
