@@ -18,6 +18,8 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "passes": 20,
         "companions": "a,b",
         "calibrated": False,
+        "normalization": "zscore",
+        "channels": "0,2,1",
         "tile_size": 256,
         "overlap": 32,
     },
