@@ -149,7 +149,7 @@ def put_in_place(order: PredictOrder, out: Path) -> dict[str, Any]:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
             os.replace(new, out / f"{stem}_{new.name}")
         os.replace(order.out / PROVENANCE, path)
-        order.out.rmdir()
+        shutil.rmtree(order.out)  # what is left is of use to projects only
     found = {part: _result(out, stem, part) for part in PARTS}
     return {"unsure": made.get("unsure"), **_words(found), "provenance": str(path)}
 
