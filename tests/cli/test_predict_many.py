@@ -133,7 +133,7 @@ def test_a_project_does_only_what_is_new(
     assert [r["image"] for r in done if "skipped" not in r] == ["new.png"]
     assert len(done) == 6
     assert not any("skipped" in r for r in segdesk("predict", project, "--again", "--json").json)
-    assert segdesk("predict", project, "--set", "tile_size=64").code == 0
+    assert segdesk("predict", project, "--set", "tile_size=64", "--set", "overlap=16").code == 0
     with ProjectStore.open(project) as store:
         folder = store.prediction("new", "tiny").folder  # type: ignore[union-attr]
     assert json.loads((folder / "provenance.json").read_text("utf-8"))["config"]["tile_size"] == 64
