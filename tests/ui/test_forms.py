@@ -18,6 +18,7 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "passes": 20,
         "companions": "a,b",
         "calibrated": False,
+        "precision": "single",
         "normalization": "zscore",
         "channels": "0,2,1",
         "tile_size": 256,

@@ -136,7 +136,7 @@ def test_another_image_calls_the_prediction_off_and_the_next_order_goes_on(
     assert session is not None
     heard = Heard(session)
     workbench.predict([large[0]])
-    qtbot.waitUntil(lambda: len(heard.boxes()) > 550, timeout=90 * SECONDS)
+    qtbot.waitUntil(lambda: len(heard.boxes()) > 720, timeout=90 * SECONDS)
     bring(workbench, large[1], qtbot)
     qtbot.waitUntil(lambda: bool(heard.ends), timeout=10 * SECONDS)
     assert heard.ends[0].state is RunState.CANCELED
