@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from segdesk.core.card import ModelCard
@@ -24,6 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
 Pixels = npt.NDArray[np.uint8]
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("segdesk", deadline=None)
+settings.load_profile("segdesk")
 
 
 @pytest.fixture
