@@ -48,11 +48,11 @@ def train(
     use: bool = typer.Option(False, "--use", help="Make the new model the one in use."),
     as_json: bool = typer.Option(False, "--json", help="One event a line; last, the outcome."),
 ) -> None:
-    """Fine-tune a model on the corrected images of a project."""
+    """Train a model on the corrected images of a project: fine-tune one, or a new one."""
     values: dict[str, Any] = parse_assignments(settings)
     config = TrainingConfig.from_user(values | ({"recipe": recipe} if recipe else {}))
     untrained = _new_model(new, model, parse_assignments(options))
-    with ProjectStore.open(project) as store, meter("Fine-tuning") as progress:
+    with ProjectStore.open(project) as store, meter("Training") as progress:
         session = Session(store)
         close_orphans(session)
         run, is_input = _train(session, config, model, untrained, progress, as_json)
@@ -151,8 +151,10 @@ def _report(run: Run, as_json: bool) -> None:
 
 def _gain(run: Run) -> str:
     before, after = run.before or {}, run.after or {}
-    if before.get("dice") is None or after.get("dice") is None:
+    if after.get("dice") is None:
         return " No labelled image is held back for validation, so it has no score."
+    if before.get("dice") is None:  # a new model: there was nothing to judge before
+        return f" Validation Dice {after['dice']:.3f} ({after['n']} images)."
     return (
         f" Validation Dice {before['dice']:.3f} before, {after['dice']:.3f} after "
         f"({after['n']} images)."

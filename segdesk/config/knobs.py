@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -34,8 +35,10 @@ class Knobs(BaseModel):
         known = cls.model_fields
         for name in values:
             if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}? The" if near else "the"
                 raise InputError(
-                    f"There is no setting called {name!r}; the settings are: "
+                    f"There is no setting called {name!r}; {hint} settings are: "
                     + ", ".join(sorted(known))
                     + "."
                 )
@@ -48,8 +51,13 @@ class Knobs(BaseModel):
             field = known.get(name)
             title = field.title if field is not None and field.title else name
             raise InputError(
-                f"{title} ({name}) cannot be {first['input']!r}: {first['msg'].lower()}."
+                f"{title} ({name}) cannot be {first['input']!r}: {_begin_small(first['msg'])}."
             ) from None
+
+
+def _begin_small(sentence: str) -> str:
+    """Return it without its capital; what it quotes stays as it is."""
+    return sentence[:1].lower() + sentence[1:]
 
 
 def extra(field: FieldInfo) -> dict[str, Any]:

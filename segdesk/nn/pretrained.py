@@ -402,7 +402,12 @@ def _explain(match: _Match, tensors: Tensors, name: str | None, origin: str) -> 
     here = name or "this encoder"
     found = _recognise(tensors)
     advice = f"give a file with weights of {here}, or nothing to start from random weights"
-    if found and found != name:
+    if found and found == name and match.odd:
+        advice = (
+            "a small model's encoder is narrower than the published one: build it with "
+            "variant=paper, or give its encoder the published width"
+        )
+    elif found and found != name:
         advice = f"these look like the weights of {found}, so {advice}"
     return f"{origin} does not fit {here}: tensors {', '.join(parts)}; {advice}."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from functools import cache
@@ -61,10 +62,24 @@ def find_architecture(name: str) -> ModelSpec:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence that says ``name`` is unknown: the nearest, or all."""
+    """Return the end of a sentence that says ``name`` is unknown: the nearest, or all.
+
+    Names are found however they are written: U-Net, DeepLabV3+, swin.
+    """
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    plain = {_bare(other): other for other in reversed(names)}
+    wanted = _bare(name)
+    near = [plain[wanted]] if wanted in plain else []
+    near = near or [other for bare, other in plain.items() if wanted and bare.startswith(wanted)]
+    if len(near) > 1:
+        return f"; there are: {', '.join(sorted(near))}."
+    near = near or [plain[bare] for bare in difflib.get_close_matches(wanted, plain, n=1)]
     return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names)}."
+
+
+def _bare(name: str) -> str:
+    """Return a name without what people write in different ways."""
+    return re.sub(r"[^a-z0-9]", "", name.lower().replace("+", "plus"))
 
 
 def resolve_options(spec: ModelSpec, variant: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +118,13 @@ def resolve_options(spec: ModelSpec, variant: str, options: Mapping[str, Any]) -
             raise InputError(
                 f"The option {name!r} of {spec.name} cannot be {value!r}; write {error}."
             ) from None
-    return {**start, **chosen}
+    resolved = {**start, **chosen}
+    if resolved.get("head") == HeadKind.A and resolved.get("activation") != Activation.NONE:
+        raise InputError(
+            f"Head A has no output activation, so {resolved['activation']!r} would do nothing; "
+            "choose the activation none, or head B, C or D."
+        )
+    return resolved
 
 
 def _read(name: str, value: Any, spec: ModelSpec) -> Any:
@@ -161,6 +182,8 @@ def _scalar(value: Any, model: Any) -> Any:
         except (TypeError, ValueError):
             number = math.nan
         if math.isfinite(number) and (isinstance(model, float) or number.is_integer()):
+            if isinstance(model, int) and model >= 1 > number:
+                raise ValueError("a whole number from 1")
             return type(model)(number)
     raise ValueError("a whole number" if isinstance(model, int) else "a number")
 

@@ -7,7 +7,14 @@ import pytest
 from segdesk.config.model import Activation, HeadKind, Variant
 from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError
-from segdesk.nn.registry import architectures, build_network, plain, resolve_options
+from segdesk.nn.registry import (
+    architectures,
+    build_network,
+    find_architecture,
+    plain,
+    resolve_options,
+    suggest,
+)
 from segdesk.nn.spec import ModelSpec
 
 SPEC = ModelSpec(
@@ -80,7 +87,8 @@ def test_the_variants() -> None:
 )
 @pytest.mark.parametrize("variant", ["small", "paper"])
 def test_text_becomes_what_the_option_is(variant: str, name: str, text: Any, value: Any) -> None:
-    found = resolve_options(SPEC, variant, {name: text})[name]
+    head = {"head": "B"} if name == "activation" else {}  # A has none
+    found = resolve_options(SPEC, variant, {**head, name: text})[name]
     assert found == value
     assert type(found) is type(value)
     if isinstance(value, list | tuple):
@@ -173,3 +181,28 @@ def test_a_network_that_can_be() -> None:
     shapes = [tuple(p.shape) for p in network.parameters()]
     assert shapes[0][:2] == (4, 7)
     assert shapes[-1] == (5,)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("U-Net", "unet"), ("DeepLabV3+", "deeplab-v3plus"), ("FCN8s", "fcn-8s"), ("ViT", "vit"),
+     ("swin", "swin-upernet"), ("PSPNet", "pspnet"), ("unte", "unet")],
+)  # fmt: skip
+def test_a_name_is_found_however_it_is_written(written: str, meant: str) -> None:
+    assert suggest(written, architectures()) == f"; did you mean {meant!r}?"
+
+
+def test_a_name_of_several_lists_them() -> None:
+    assert suggest("SETR", architectures()) == "; there are: setr-mla, setr-naive, setr-pup."
+
+
+def test_an_activation_that_would_do_nothing_is_refused() -> None:
+    unet = find_architecture("unet")
+    with pytest.raises(InputError, match="Head A has no output activation, so 'tanh' would do"):
+        resolve_options(unet, "small", {"head": "A", "activation": "tanh"})
+    assert resolve_options(unet, "small", {"head": "B", "activation": "tanh"})["head"] == "B"
+
+
+def test_a_width_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="'width' of unet cannot be '0'; write a whole number fr"):
+        resolve_options(find_architecture("unet"), "small", {"width": "0"})
