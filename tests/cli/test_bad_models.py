@@ -120,7 +120,7 @@ def test_a_tile_that_does_not_fit_names_the_nearest(
     swin = package(tmp_path / "swin", "swin-upernet")
     out = tmp_path / "out"
     predict = ["predict", image, "--out", out, "--model"]
-    refused(segdesk(*predict, swin, "--set", "tile_size=208"), "multiples of 32", "is 192")
+    refused(segdesk(*predict, swin, "--set", "tile_size=208"), "multiples of 32", "is 224")
     deconv = package(tmp_path / "deconv", "deconvnet")
     refused(segdesk(*predict, deconv, "--set", "tile_size=128"), "needs at least 224")
     assert not out.exists()
