@@ -94,6 +94,14 @@ def main() -> None:
     pause(500)
     wait(lambda: not session.jobs)
     grab("train")
+    window.workbench.predict([s.id for s in session.store.samples()])
+    wait(lambda: not session.jobs)
+    trust = window.workbench.panels["Trust"]
+    window.workbench.raise_panel("Trust")
+    trust.scope.setCurrentIndex(1)  # type: ignore[attr-defined]
+    trust.scope.activated.emit(1)  # type: ignore[attr-defined]
+    wait(lambda: "7 images" in trust.summary.text())  # type: ignore[attr-defined]
+    grab("trust")
     window.main.close()
     application.processEvents()
 
