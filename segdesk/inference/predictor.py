@@ -299,7 +299,8 @@ class Predictor:
             waiting = waiting[size:]
 
     def _load(self, work: _Work, tiles: Sequence[Tile]) -> tuple[Sequence[Tile], Tensor]:
-        return tiles, torch.from_numpy(np.stack([work.read(tile) for tile in tiles]))
+        # Channels last in memory already, as the network is given it.
+        return tiles, torch.from_numpy(np.stack([work.read(t) for t in tiles])).permute(0, 3, 1, 2)
 
     def _compute(self, batch: Tensor, forward: Forward, work: _Work) -> Tensor:
         """Run a batch; short of memory, go down the ladder until it fits."""
@@ -361,7 +362,7 @@ class Predictor:
         if asked == "single" or (asked == "auto" and waiting < TILES_WORTH_A_TRY):
             return Precision.SINGLE
         work = _Work(plane, tiling, [], lambda box, maps: None)
-        batch = torch.from_numpy(work.read(tiling.tiles[len(tiling.tiles) // 2])[None])
+        _, batch = self._load(work, [tiling.tiles[len(tiling.tiles) // 2]])
         choice = pick_precision(
             self.network,
             batch.to(self._device, memory_format=torch.channels_last),
@@ -402,10 +403,8 @@ class _Work:
         self._blender = Blender(tiling, emit)
 
     def read(self, tile: Tile) -> Floats:
-        """Return what the network is given for a tile, (C, h, w)."""
-        box = self.tiling.input_box(tile)
-        block = mirrored(self._plane.read, self._plane.shape, box)
-        return np.ascontiguousarray(block.transpose(2, 0, 1))
+        """Return what the network is given for a tile, (h, w, C)."""
+        return mirrored(self._plane.read, self._plane.shape, self.tiling.input_box(tile))
 
     def take(self, tiles: Sequence[Tile], maps: Tensor) -> None:
         """Blend the maps of some tiles."""
