@@ -1,8 +1,8 @@
 """Prediction against the bare model, against MONAI, and on screen: ratios of one run.
 
     python tests/benchmarks/inference.py [--side 4096] [--rounds 3] [--device auto]
-    xvfb-run -a -s "-screen 0 1600x1000x24" python tests/benchmarks/inference.py --window
-    python tests/benchmarks/inference.py --memory
+    python tests/benchmarks/inference.py --first-tile
+    python tests/benchmarks/inference.py --memory [SIDE...]
 
 Without a flag: the shipped model over an RGB image in a Zarr array, in tiles of 256 pixels
 that overlap by 64. *Bare* only runs the model, as the engine has it, on the same tiles,
@@ -11,8 +11,8 @@ writes labels, uncertainty and probabilities to disk; *MONAI* (where it is insta
 ``sliding_window_inference`` in Gaussian mode on the scaled image in memory, with the model
 as it is loaded. All with the same threads and precision, in turn.
 
-``--window`` measures how late the window's event loop is and how long strokes take, with the
-engine idle and with it busy. ``--memory`` predicts RGB images from Zarr to Zarr.
+``--first-tile`` measures a warm engine's first tile and its cancel, against the forward
+pass alone; ``--memory`` an engine that predicts RGB images from Zarr to Zarr.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import copy
 import importlib.util
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -308,126 +307,16 @@ def memory(sides: list[int]) -> dict[str, Any]:
     return {"memory": found}
 
 
-# The window --------------------------------------------------------------------------
-
-WINDOW = """
-import json, sys, time
-import numpy as np
-from pathlib import Path
-from qtpy.QtCore import QTimer, Qt
-from segdesk.app.window import DesktopWindow
-from segdesk.config.inference import InferenceConfig
-from segdesk.core.classes import ClassMap
-from segdesk.session.projects import NewImage, add_images
-from napari.qt import get_qapp
-import tifffile
-
-work, seconds = Path(sys.argv[1]), float(sys.argv[2])
-app = get_qapp()
-window = DesktopWindow()
-bench = window.workbench
-classes = ClassMap.from_names(("background", "nucleus"))
-session = bench.new_project(work / "p.segdesk", classes)
-image = np.random.default_rng(0).integers(0, 60, (2048, 2048, 3)).astype(np.uint8)
-tifffile.imwrite(work / "large.tif", image)
-sample = add_images(session, [NewImage(work / "large.tif")]).samples[0]
-bench.inference = InferenceConfig(tile_size=256, overlap=64, device="cpu", precision="single")
-ready = []
-session.events.engine_ready.connect(ready.append)
-
-def spin(until, limit=120.0):
-    end = time.monotonic() + limit
-    while not until() and time.monotonic() < end:
-        app.processEvents()
-        time.sleep(0.002)
-
-def measure(seconds):
-    late, last = [], [None]
-    def tick():
-        now = time.perf_counter()
-        if last[0] is not None:
-            late.append(now - last[0] - 0.010)
-        last[0] = now
-    timer = QTimer()
-    timer.setTimerType(Qt.TimerType.PreciseTimer)
-    timer.setInterval(10)
-    timer.timeout.connect(tick)
-    timer.start()
-    QTimer.singleShot(int(seconds * 1000), app.quit)
-    app.exec()
-    timer.stop()
-    return late
-
-def strokes(count=40):
-    labels = bench.layers.labels
-    labels.brush_size = 12
-    times = []
-    for n in range(count):
-        spin(lambda: False, 0.05)
-        began = time.perf_counter()
-        labels.paint((50 + 20 * n % 400, 60 + 30 * (n // 20)), n % 2 + 0)
-        times.append(time.perf_counter() - began)
-    return times
-
-spin(lambda: ready)
-bench.show_sample(sample.id)
-spin(lambda: bench.current_correction is not None)
-bench.layers.labels.mode = "paint"
-strokes(5)
-result = {}
-result["idle"] = (measure(seconds), strokes())
-ended, parts = [], []
-session.events.job_finished.connect(ended.append)
-session.events.parts_predicted.connect(parts.append)
-bench.predict([sample.id])
-spin(lambda: parts)
-busy = measure(seconds)
-painted = strokes()
-result["busy"] = (busy, painted)
-result["parts"] = len(parts)
-result["still_busy"] = not ended
-print(json.dumps(result))
-bench.close()
-window.main.close()
-"""
-
-
-def window(seconds: float) -> dict[str, Any]:
-    """Measure the lateness of a 10 ms timer and the time of a stroke, idle and busy."""
-    with tempfile.TemporaryDirectory() as work:
-        done = subprocess.run(
-            [sys.executable, "-c", WINDOW, work, str(seconds)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    told: dict[str, Any] = {"parts": found["parts"], "still_busy": found["still_busy"]}
-    for state in ("idle", "busy"):
-        late, painted = found[state]
-        told[state] = {
-            "late_ms_p99": round(1000 * float(np.percentile(late, 99)), 1),
-            "late_ms_max": round(1000 * max(late), 1),
-            "ticks": len(late),
-            "stroke_ms": round(1000 * statistics.median(painted), 2),
-        }
-    told["stroke_ratio"] = round(told["busy"]["stroke_ms"] / told["idle"]["stroke_ms"], 2)
-    return told
-
-
 def main() -> None:
     """Measure what was asked for and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--window", action="store_true")
     parser.add_argument("--memory", type=int, nargs="*", metavar="SIDE")
     parser.add_argument("--first-tile", action="store_true")
     arguments = parser.parse_args()
-    if arguments.window:
-        found = window(20.0)
-    elif arguments.memory is not None:
+    if arguments.memory is not None:
         found = memory(arguments.memory or [4096, 8192, 16384])
     elif arguments.first_tile:
         found = first_tile(arguments.side, arguments.rounds)
