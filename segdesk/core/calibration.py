@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from segdesk.core.errors import InputError
+from segdesk.core.errors import InputError, first_fault
 from segdesk.core.prediction import UncertaintyKind
 
 CALIBRATION_VERSION: Final = 1
@@ -67,9 +67,7 @@ class Calibration(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
             raise InputError(
-                f"{where} cannot be read ({field}: {first['msg'].lower()}); delete it, or run "
+                f"{where} cannot be read ({first_fault(error)}); delete it, or run "
                 "'segdesk trust PROJECT --keep' to make it anew."
             ) from None

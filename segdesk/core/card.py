@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from segdesk.core.errors import InputError
+from segdesk.core.errors import InputError, first_fault
 
 CARD_VERSION: Final = 1
 
@@ -96,9 +96,6 @@ class ModelCard(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
             raise InputError(
-                f"{where} is not a model card this SegDesk can read "
-                f"({field}: {first['msg'].lower()})."
+                f"{where} is not a model card this SegDesk can read ({first_fault(error)})."
             ) from None

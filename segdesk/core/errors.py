@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pydantic import ValidationError
+
 
 class SegDeskError(Exception):
     """A failure that SegDesk can explain.
@@ -37,3 +39,10 @@ class CanceledError(SegDeskError):
 
     def __init__(self, message: str = "Canceled.") -> None:
         super().__init__(message)
+
+
+def first_fault(error: ValidationError) -> str:
+    """Say which field of a file is wrong first, and how, such as ``images: input should be 1``."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"])) or "the file"
+    return f"{field}: {first['msg'].lower()}"

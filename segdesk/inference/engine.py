@@ -137,9 +137,7 @@ class Engine:
         live = LiveView(order, self._send)
         watch = Watch(
             check=token.check,
-            progress=lambda done, total: self._send(
-                Progressed(job=order.job, done=done, total=total)
-            ),
+            progress=self._progress(order),
             view=lambda: self._views.get(order.job),
             **({"show": live.show} if order.view is not None else {}),
         )
@@ -156,10 +154,7 @@ class Engine:
         )
 
     def _refine(self, order: RefineOrder, token: CancelToken) -> None:
-        def progress(done: int, total: int) -> None:
-            self._send(Progressed(job=order.job, done=done, total=total))
-
-        changed = refine_to_folder(order, token, progress)
+        changed = refine_to_folder(order, token, self._progress(order))
         self._send(
             RefinementReady(
                 job=order.job,
@@ -219,6 +214,10 @@ class Engine:
             for other in self._others[1]:
                 fuse_batch_norm(other.network)
         return self._others[1]
+
+    def _progress(self, order: EngineOrder) -> Callable[[int, int], None]:
+        """Return what tells how far an order has got."""
+        return lambda done, total: self._send(Progressed(job=order.job, done=done, total=total))
 
     def _say(self, sentence: str) -> None:
         self._send(Said(job="", text=sentence))
