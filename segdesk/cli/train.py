@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,23 @@ from segdesk.config.model import NewModelConfig
 from segdesk.config.training import TrainingConfig
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.run import Run, RunState
+from segdesk.core.words import duration
 from segdesk.io.store import ProjectStore
-from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Said, Stepped
+from segdesk.jobs.messages import (
+    AnyEvent,
+    Estimated,
+    Evaluated,
+    Finished,
+    Progressed,
+    Said,
+    Stepped,
+)
 from segdesk.session.models import use_model
-from segdesk.session.session import Session
+from segdesk.session.session import Session, engine_log
 from segdesk.session.training import NewModel, find_runs, start
+from segdesk.session.training import estimate as ask_estimate
+from segdesk.session.training import resume as go_on
+from segdesk.session.workers import WorkerBackend
 
 
 def register(app: typer.Typer) -> None:
@@ -47,16 +60,35 @@ def train(
         None, "--recipe", help="quick, standard, full, scratch, decoder or head."
     ),
     settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
+    resume: str | None = typer.Option(
+        None, "--resume", help="Let this run go on that was stopped or broke off."
+    ),
+    estimate: bool = typer.Option(
+        False, "--estimate", help="Tell what each recipe would take here, and train nothing."
+    ),
+    devices: int | None = typer.Option(None, "--devices", help="Graphics cards that share it."),
+    nodes: int | None = typer.Option(None, "--nodes", help="Machines that share it."),
     use: bool = typer.Option(False, "--use", help="Make the new model the one in use."),
     as_json: bool = typer.Option(False, "--json", help="One event a line; last, the outcome."),
 ) -> None:
     """Train a model on the corrected images of a project: fine-tune one, or a new one."""
     values: dict[str, Any] = parse_assignments(settings)
-    config = TrainingConfig.from_user(values | ({"recipe": recipe} if recipe else {}))
+    chosen = {"recipe": recipe, "devices": devices, "nodes": nodes}
+    config = TrainingConfig.from_user(values | {k: v for k, v in chosen.items() if v is not None})
     untrained = _new_model(new, model, parse_assignments(options))
     with ProjectStore.open(project) as store, meter("Training") as progress:
         session = Session(store)
-        run, is_input = _train(session, config, model, untrained, progress, as_json)
+        if estimate:
+            _estimate(session, config, model, as_json)
+            return
+
+        def begin() -> Run:
+            if resume is not None:
+                return go_on(session, resume)
+            return start(session, config, model, untrained)
+
+        runner = _in_processes if config.devices * config.nodes > 1 else _in_this_process
+        run, is_input = _train(session, begin, runner, progress, as_json)
         if use and run.state is RunState.COMPLETED:
             use_model(session, run.new_model)
     _report(run, as_json)
@@ -89,17 +121,17 @@ def _new_model(new: str | None, model: str | None, options: dict[str, str]) -> N
     return NewModel(spec.name, config, {k: checked[k] for k in own}, spec.needs_labels)
 
 
+Hear = Callable[[AnyEvent], None]
+
+
 def _train(
     session: Session,
-    config: TrainingConfig,
-    model: str | None,
-    new: NewModel | None,
+    begin: Callable[[], Run],
+    runner: Callable[[Session, Callable[[], Run], Hear], Run],
     progress: Meter,
     as_json: bool,
 ) -> tuple[Run, bool]:
     """Return the run as it ended, and whether what it was given made it fail."""
-    from segdesk.training.inline import InlineBackend
-
     ends: list[Finished] = []
 
     def on_event(event: AnyEvent) -> None:
@@ -110,18 +142,72 @@ def _train(
             show(event.model_dump_json())
         elif isinstance(event, Stepped):
             progress(event.step, event.total, f"loss {event.loss:.3f}")
+        elif isinstance(event, Progressed):
+            progress(event.done, event.total, event.text)
         elif isinstance(event, Said):
             say(event.text)
         elif isinstance(event, Evaluated) and event.scores["dice"] is not None:
             say(f"after {event.step} steps: validation Dice {event.scores['dice']:.3f}")
 
+    started = runner(session, begin, on_event)
+    run = next(run for run in session.store.runs() if run.id == started.id)
+    return run, any(end.is_input for end in ends)
+
+
+def _in_this_process(session: Session, begin: Callable[[], Run], on_event: Hear) -> Run:
+    from segdesk.training.inline import InlineBackend
+
     backend = InlineBackend(on_event)
     session.attach(backend)
     find_runs(session)
     with _interrupt_cancels(backend.cancel):
-        started = start(session, config, model, new)
-    run = next(run for run in session.store.runs() if run.id == started.id)
-    return run, any(end.is_input for end in ends)
+        return begin()
+
+
+def _in_processes(session: Session, begin: Callable[[], Run], on_event: Hear) -> Run:
+    """Run where several processes share the work: they are started from one of their own."""
+    events: queue.SimpleQueue[AnyEvent] = queue.SimpleQueue()
+    backend = WorkerBackend(events.put, engine_log(session.store.folder))
+    session.attach(backend)
+    find_runs(session)
+    run = begin()
+    try:
+        with _interrupt_cancels(lambda _: backend.cancel(run.id)):
+            while True:
+                event = events.get()
+                on_event(event)
+                if isinstance(event, Finished) and event.job == run.id:
+                    return run
+    finally:
+        backend.close()
+
+
+def _estimate(session: Session, config: TrainingConfig, model: str | None, as_json: bool) -> None:
+    """Tell what each recipe would take on this machine."""
+    from segdesk.training.inline import InlineBackend
+
+    found: dict[str, dict[str, float]] = {}
+    failures: list[str] = []
+
+    def on_event(event: AnyEvent) -> None:
+        if isinstance(event, Estimated):
+            found[str(event.recipe)] = {
+                "seconds": round(event.seconds, 1),
+                "memory_bytes": event.memory_bytes,
+            }
+        elif isinstance(event, Finished) and event.state is not RunState.COMPLETED:
+            failures.append(event.reason)
+
+    session.attach(InlineBackend(on_event))
+    ask_estimate(session, config, model)
+    if failures:
+        raise InputError(failures[0])
+    if as_json:
+        show_json(found)
+        return
+    for recipe, cost in found.items():
+        memory = cost["memory_bytes"] / 2**30
+        show(f"{recipe:<10} about {duration(cost['seconds'])}, {memory:.1f} GiB of memory")
 
 
 @contextmanager

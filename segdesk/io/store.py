@@ -332,11 +332,14 @@ class ProjectStore(Journal):
         Raises
         ------
         ValueError
-            The run has ended and would end another way or go on.
+            The run has ended and would end another way, or go on without waiting its turn;
+            one that was completed never goes on.
         """
         self._check_writable()
         row = self._database.row("SELECT state FROM runs WHERE id = ?", run.id)
-        if row and RunState(row["state"]).is_terminal and run.state != row["state"]:
+        before = RunState(row["state"]) if row else run.state
+        goes_on = run.state is RunState.QUEUED and before is not RunState.COMPLETED
+        if before.is_terminal and run.state is not before and not goes_on:
             raise ValueError(f"run {run.id} has ended as {row['state']}, not {run.state}")
         with self._database.transaction() as connection:
             connection.execute(
