@@ -18,6 +18,7 @@ from segdesk.config.model import NewModelConfig
 from segdesk.config.training import TrainingConfig
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.run import Run, RunState
+from segdesk.core.verdict import judge
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Said, Stepped
 from segdesk.session.models import use_model
@@ -55,12 +56,12 @@ def train(
     with ProjectStore.open(project) as store, meter("Training") as progress:
         session = Session(store)
         close_orphans(session)
-        run, is_input = _train(session, config, model, untrained, progress, as_json)
+        run, end = _train(session, config, model, untrained, progress, as_json)
         if use and run.state is RunState.COMPLETED:
             use_model(session, run.new_model)
-    _report(run, as_json)
+    _report(run, end, as_json)
     if run.state is not RunState.COMPLETED:
-        error = InputError if is_input else SegDeskError
+        error = InputError if end is not None and end.is_input else SegDeskError
         raise error(run.reason or "The run was stopped; its checkpoint is kept.")
 
 
@@ -95,8 +96,8 @@ def _train(
     new: NewModel | None,
     progress: Meter,
     as_json: bool,
-) -> tuple[Run, bool]:
-    """Return the run as it ended, and whether what it was given made it fail."""
+) -> tuple[Run, Finished | None]:
+    """Return the run as it ended, and what it said last."""
     from segdesk.training.inline import InlineBackend
 
     ends: list[Finished] = []
@@ -119,7 +120,7 @@ def _train(
     with _interrupt_cancels(backend.cancel):
         started = start(session, config, model, new)
     run = next(run for run in session.store.runs() if run.id == started.id)
-    return run, any(end.is_input for end in ends)
+    return run, ends[-1] if ends else None
 
 
 @contextmanager
@@ -132,9 +133,11 @@ def _interrupt_cancels(cancel: Any) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _report(run: Run, as_json: bool) -> None:
+def _report(run: Run, end: Finished | None, as_json: bool) -> None:
+    is_made = run.state is RunState.COMPLETED
+    result = end.result if end is not None and is_made else {}
     if as_json:
-        name = run.new_model if run.state is RunState.COMPLETED else None
+        name = run.new_model if is_made else None
         show_json(
             {
                 "run": run.id,
@@ -143,16 +146,21 @@ def _report(run: Run, as_json: bool) -> None:
                 "reason": run.reason,
                 "before": run.before,
                 "after": run.after,
+                "verdict": result.get("verdict"),
+                "verdict_text": result.get("verdict_text", ""),
+                "difference": result.get("difference"),
+                "interval": result.get("interval"),
             }
         )
-    elif run.state is RunState.COMPLETED:
+    elif is_made:
         show(f"Made {run.new_model}." + _gain(run))
+        show(judge(run.before, run.after).text)
 
 
 def _gain(run: Run) -> str:
     before, after = run.before or {}, run.after or {}
-    if after.get("dice") is None:
-        return " No labelled image is held back for validation, so it has no score."
+    if after.get("dice") is None:  # the verdict says why
+        return ""
     if before.get("dice") is None:  # a new model: there was nothing to judge before
         return f" Validation Dice {after['dice']:.3f} ({after['n']} images)."
     return (
