@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from segdesk.cli.console import Meter, meter, say, show, show_json
+from segdesk.cli.interrupt import interrupt_cancels
 from segdesk.cli.labelled import labelled
+from segdesk.cli.replay import replay_round
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.knobs import parse_assignments
 from segdesk.config.model import NewModelConfig
@@ -47,9 +46,17 @@ def train(
     recipe: str | None = typer.Option(None, "--recipe", help="all, decoder or head."),
     settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
     use: bool = typer.Option(False, "--use", help="Make the new model the one in use."),
+    again: str | None = typer.Option(
+        None, "--replay", help="Do this run again and say whether it comes out the same."
+    ),
     as_json: bool = typer.Option(False, "--json", help="One event a line; last, the outcome."),
 ) -> None:
     """Train a model on the corrected images of a project: fine-tune one, or a new one."""
+    if again is not None:
+        if model or new or options or recipe or settings or use:
+            raise InputError("--replay takes model and settings from the run; give it alone.")
+        replay_round(project, again, as_json=as_json)
+        return
     values: dict[str, Any] = parse_assignments(settings)
     config = TrainingConfig.from_user(values | ({"recipe": recipe} if recipe else {}))
     untrained = _new_model(new, model, parse_assignments(options))
@@ -117,20 +124,10 @@ def _train(
 
     backend = InlineBackend(on_event)
     session.attach(backend)
-    with _interrupt_cancels(backend.cancel):
+    with interrupt_cancels(lambda: backend.cancel("")):
         started = start(session, config, model, new)
     run = next(run for run in session.store.runs() if run.id == started.id)
     return run, ends[-1] if ends else None
-
-
-@contextmanager
-def _interrupt_cancels(cancel: Any) -> Iterator[None]:
-    """Make the first Ctrl-C end the run at its next step, with a checkpoint."""
-    before = signal.signal(signal.SIGINT, lambda *_: cancel(""))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _report(run: Run, end: Finished | None, as_json: bool) -> None:
