@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from segdesk.cli.check import check_first, check_only
 from segdesk.cli.console import Meter, meter, say, show, show_json
 from segdesk.cli.interrupt import interrupt_cancels
 from segdesk.cli.labelled import labelled
@@ -49,6 +50,9 @@ def train(
     again: str | None = typer.Option(
         None, "--replay", help="Do this run again and say whether it comes out the same."
     ),
+    check: bool = typer.Option(
+        False, "--check", help="Only say what would make the run fail or its score mislead."
+    ),
     as_json: bool = typer.Option(False, "--json", help="One event a line; last, the outcome."),
 ) -> None:
     """Train a model on the corrected images of a project: fine-tune one, or a new one."""
@@ -60,10 +64,15 @@ def train(
     values: dict[str, Any] = parse_assignments(settings)
     config = TrainingConfig.from_user(values | ({"recipe": recipe} if recipe else {}))
     untrained = _new_model(new, model, parse_assignments(options))
-    with ProjectStore.open(project) as store, meter("Training") as progress:
+    if check:
+        check_only(project, config, model, untrained, as_json=as_json)
+        return
+    with ProjectStore.open(project) as store:
         session = Session(store)
         close_orphans(session)
-        run, end = _train(session, config, model, untrained, progress, as_json)
+        check_first(store, config, model, untrained, as_json=as_json)
+        with meter("Training") as progress:
+            run, end = _train(session, config, model, untrained, progress, as_json)
         if use and run.state is RunState.COMPLETED:
             use_model(session, run.new_model)
     _report(run, end, as_json)

@@ -122,13 +122,13 @@ def start(
         No model, nothing to learn from, or a run is under way already.
     """
     store = session.store
-    entry = None if new is not None else _find_start(store, model)
+    entry = None if new is not None else find_start(store, model)
     if any(not run.state.is_terminal for run in store.runs() if run.id in session.jobs):
         raise InputError("A fine-tuning run is under way; stop it or wait for its end.")
     labelled = labelled_samples(store)
     unlabelled = [] if new is None or new.needs_labels else _without_labels(store, labelled)
     if not unlabelled:
-        _require_training_images(labelled)
+        require_training_images(labelled)
     if entry is not None:
         for item in labelled:
             check_channels(item.sample, entry)
@@ -161,7 +161,14 @@ def start(
     return next(r for r in store.runs() if r.id == run_id)
 
 
-def _find_start(store: ProjectStore, model: str | None) -> ModelEntry:
+def find_start(store: ProjectStore, model: str | None) -> ModelEntry:
+    """Return the model a run starts from: the one named, or the one in use.
+
+    Raises
+    ------
+    InputError
+        There is none, or it cannot be used.
+    """
     entry = find_model(model, store) if model else current_model(store)
     if entry is None:
         raise InputError(
@@ -171,7 +178,8 @@ def _find_start(store: ProjectStore, model: str | None) -> ModelEntry:
     return entry
 
 
-def _require_training_images(labelled: Sequence[Labelled]) -> None:
+def require_training_images(labelled: Sequence[Labelled]) -> None:
+    """Refuse labelled samples of which all are held back, or none at all (InputError)."""
     if any(item.sample.split is Split.TRAIN for item in labelled):
         return
     held = len(labelled)
