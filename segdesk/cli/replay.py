@@ -9,7 +9,7 @@ from segdesk.cli.interrupt import interrupt_cancels
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.round import Round
 from segdesk.io.store import ProjectStore
-from segdesk.jobs.cancel import CancelToken
+from segdesk.jobs.control import RunControl
 from segdesk.jobs.messages import AnyEvent, Stepped
 from segdesk.session.rounds import find_round
 
@@ -27,14 +27,14 @@ def replay_round(project: Path, name: str, *, as_json: bool) -> None:
     from segdesk.training.replay import replay
 
     folder, entry = _find(project, name)
-    token = CancelToken()
-    with meter("Replaying") as progress, interrupt_cancels(token.cancel):
+    control = RunControl()
+    with meter("Replaying") as progress, interrupt_cancels(control.cancel):
 
         def on_event(event: AnyEvent) -> None:
             if isinstance(event, Stepped):
                 progress(event.step, event.total, f"loss {event.loss:.3f}")
 
-        found = replay(folder, entry, on_event, token)
+        found = replay(folder, entry, on_event, control)
     if as_json:
         show_json(
             {

@@ -23,7 +23,7 @@ from segdesk.io.store import ProjectStore
 from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Said, Stepped
 from segdesk.session.models import use_model
 from segdesk.session.session import Session
-from segdesk.session.training import NewModel, close_orphans, start
+from segdesk.session.training import NewModel, find_runs, start
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +44,9 @@ def train(
         help="Of a new model, as name=value: variant (small, paper), head (A to D), activation, "
         "encoder_weights (a file, or download), or one of the architecture's own.",
     ),
-    recipe: str | None = typer.Option(None, "--recipe", help="all, decoder or head."),
+    recipe: str | None = typer.Option(
+        None, "--recipe", help="quick, standard, full, scratch, decoder or head."
+    ),
     settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
     use: bool = typer.Option(False, "--use", help="Make the new model the one in use."),
     again: str | None = typer.Option(
@@ -69,7 +71,6 @@ def train(
         return
     with ProjectStore.open(project) as store:
         session = Session(store)
-        close_orphans(session)
         check_first(store, config, model, untrained, as_json=as_json)
         with meter("Training") as progress:
             run, end = _train(session, config, model, untrained, progress, as_json)
@@ -133,6 +134,7 @@ def _train(
 
     backend = InlineBackend(on_event)
     session.attach(backend)
+    find_runs(session)
     with interrupt_cancels(lambda: backend.cancel("")):
         started = start(session, config, model, new)
     run = next(run for run in session.store.runs() if run.id == started.id)

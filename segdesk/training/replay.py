@@ -17,7 +17,7 @@ from segdesk.core.manifest import RunManifest
 from segdesk.core.round import Round, RoundInput, RoundOrigin, RoundPlatform
 from segdesk.core.run import RunState
 from segdesk.io.rounds import read_round
-from segdesk.jobs.cancel import CancelToken
+from segdesk.jobs.control import RunControl
 from segdesk.jobs.messages import AnyEvent
 from segdesk.training.ledger import take_stock, this_platform
 from segdesk.training.run import run_folder
@@ -45,7 +45,7 @@ class Replayed:
 
 
 def replay(
-    folder: Path, entry: Round, send: Callable[[AnyEvent], None], token: CancelToken
+    folder: Path, entry: Round, send: Callable[[AnyEvent], None], control: RunControl
 ) -> Replayed:
     """Do a completed round again in a temporary folder and compare.
 
@@ -62,7 +62,7 @@ def replay(
         The run made no model, or an image, label file or model it used has changed or
         is gone; each is named.
     CanceledError
-        The token was set.
+        The control was set.
     SegDeskError
         The second run failed.
     """
@@ -74,13 +74,15 @@ def replay(
     manifest = RunManifest.model_validate_json((folder / "manifest.json").read_text("utf-8"))
     if changes := changed_inputs(manifest, entry):
         raise InputError(f"{entry.run} cannot be done again: {'; '.join(changes)}.")
+    # Features that another run left in the project are no proof.
+    manifest = manifest.model_copy(update={"features": None})
     config = _config(entry)
     with _threads(entry.platform.threads), tempfile.TemporaryDirectory() as place:
         notes = _platform_changes(entry.platform, this_platform(config))
         work = Path(place)
         (work / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
         (work / "config.json").write_text(config.model_dump_json(), "utf-8")
-        finished = run_folder(work, send, token)
+        finished = run_folder(work, send, control)
         if finished.state is RunState.CANCELED:
             raise CanceledError
         again = read_round(work)
