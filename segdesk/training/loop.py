@@ -19,7 +19,7 @@ from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.training import Augmentation, ClassWeights, Recipe, TrainingConfig
 from segdesk.core.card import ModelCard, TrainingData
-from segdesk.core.errors import CanceledError, InputError, SegDeskError
+from segdesk.core.errors import CanceledError, SegDeskError
 from segdesk.core.manifest import CHECKPOINT, RunManifest
 from segdesk.core.sample import Split
 from segdesk.inference.normalize import standardize
@@ -55,6 +55,7 @@ from segdesk.training.metrics import confusion
 from segdesk.training.optimizing import WeightAverage, make_optimizer, set_training_mode
 from segdesk.training.preview import write_preview
 from segdesk.training.quick import feature_feed
+from segdesk.training.settings import require_crop
 from segdesk.training.start import RunData, load_data, load_start
 
 if TYPE_CHECKING:
@@ -175,14 +176,8 @@ class FineTuning:
 
     def _crop_size(self) -> int:
         """Return the side of the crops, which must suit the architecture."""
-        spec, size = self._model.spec, self._config.crop_size
-        if size % spec.stride or size < spec.min_size:
-            least = max(spec.stride, spec.min_size)
-            nearest = max(round(size / spec.stride), -(-least // spec.stride)) * spec.stride
-            raise InputError(
-                f"Crops of {size} pixels do not fit {spec.title}: it needs multiples of "
-                f"{spec.stride} from {least} on; the nearest is {nearest}."
-            )
+        size = self._config.crop_size
+        require_crop(self._model.spec, size)
         return size
 
     def _make_loss(self) -> Loss:
