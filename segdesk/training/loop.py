@@ -50,7 +50,7 @@ from segdesk.training.checkpoint import (
 from segdesk.training.dataset import CropSampler, Item
 from segdesk.training.devices import Team
 from segdesk.training.evaluate import Judge
-from segdesk.training.feeds import CropFeed, Feed
+from segdesk.training.feeds import CropFeed, Feed, few_threads
 from segdesk.training.metrics import confusion
 from segdesk.training.optimizing import WeightAverage, make_optimizer, set_training_mode
 from segdesk.training.preview import write_preview
@@ -127,17 +127,16 @@ class FineTuning:
         wrapped, optimizer = self._team.take(self._network, self._optimizer)
         first = self._go_on() or self._begin()
         began = time.monotonic()
-        for step in range(first, self._config.steps + 1):
+        for step in range(first, self._config.total_steps + 1):
             began += self._control.wait(self._tell_pause)
             self._leave_if_canceled(step - 1)
             loss = self._step(wrapped, optimizer, step)
             self._average.take(self._network, step)
             self._report(step, loss, began, first)
             self._schedule.step()
-            is_last = step == self._config.steps
-            if step % self._config.evaluate_every == 0 or is_last:
+            if self._config.is_check_due(step):
                 self._judge_and_keep(step)
-                self._keep_state(step, is_due=not is_last)
+                self._keep_state(step, is_due=step < self._config.total_steps)
                 if self._is_patience_out():
                     self._say(f"Ended early: no better for {self._worse} checks.")
                     break
@@ -217,6 +216,8 @@ class FineTuning:
         self._saved = time.monotonic()
         step = int(state["step"])
         self._say(f"Goes on after step {step}.")
+        if not state["is_judged"]:
+            self._judge_and_keep(step)
         return step + 1
 
     def _keep_state(self, step: int, *, is_due: bool) -> None:
@@ -227,12 +228,13 @@ class FineTuning:
             return
         self._save_state(step)
 
-    def _save_state(self, step: int) -> None:
+    def _save_state(self, step: int, *, is_judged: bool = True) -> None:
         if not self._team.is_first:
             return
         began = time.monotonic()
         state = {
             "step": step,
+            "is_judged": is_judged,
             "network": self._network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -251,10 +253,10 @@ class FineTuning:
         self._saved = time.monotonic()
         self._took = self._saved - began
 
-    def _leave_if_canceled(self, step: int) -> None:
+    def _leave_if_canceled(self, step: int, *, is_judged: bool = True) -> None:
         if self._team.any(self._control.is_canceled):
             if step:
-                self._save_state(step)
+                self._save_state(step, is_judged=is_judged)
                 path = self._folder / "checkpoints" / "last.safetensors"
                 save_checkpoint(path, snapshot(self._network), step)
             raise CanceledError
@@ -275,7 +277,8 @@ class FineTuning:
         batch = self._feed.draw()
         while True:
             try:
-                loss = self._accumulate(wrapped, optimizer, batch)
+                with few_threads(self._feed.is_light):
+                    loss = self._accumulate(wrapped, optimizer, batch)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -334,7 +337,7 @@ class FineTuning:
         )
 
     def _report(self, step: int, loss: float, began: float, first: int) -> None:
-        total = self._config.steps
+        total = self._config.total_steps
         group = self._optimizer.param_groups[0]
         passed = time.monotonic() - began
         self._tell(
@@ -369,7 +372,7 @@ class FineTuning:
                 self._preview(step)
                 weights = snapshot(self._network)
         except CanceledError:
-            self._leave_if_canceled(step)
+            self._leave_if_canceled(step, is_judged=False)
             raise
         known = [s for s in (scores["dice"], scores["remembered"]["dice"]) if s is not None]
         # Without validation images of the user's, "best" could only mean "least changed".
