@@ -20,6 +20,7 @@ from segdesk.jobs.control import RunControl
 from segdesk.jobs.following import EVENTS, new_lines, sign_in
 from segdesk.jobs.messages import AnyEvent, Finished
 from segdesk.training.checkpoint import load_state
+from segdesk.training.ledger import Ledger
 from segdesk.training.loop import FineTuning
 
 
@@ -43,7 +44,8 @@ def run_folder(folder: Path, send: Callable[[AnyEvent], None], control: RunContr
                 journal.write(event.model_dump_json().encode() + b"\n")
             send(event)
 
-        finished = _finish(folder, manifest, config, tell, control)
+        ledger = Ledger(folder, manifest, config)
+        finished = ledger.close(_finish(folder, manifest, config, tell, control), tell)
         tell(finished)
     return finished
 
