@@ -113,6 +113,12 @@ class TrainDock(Docked):
     names = ("Train",)
 
 
+class CompareDock(Docked):
+    """The panel that compares two models."""
+
+    names = ("Compare",)
+
+
 class TrustDock(Docked):
     """The panel that says whether the model can be trusted."""
 
@@ -120,6 +126,6 @@ class TrustDock(Docked):
 
 
 class SegmentAndCorrect(Docked):
-    """All five panels."""
+    """All six panels."""
 
-    names = ("Project", "Predict", "Correct", "Train", "Trust")
+    names = ("Project", "Predict", "Correct", "Train", "Compare", "Trust")

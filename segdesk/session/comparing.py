@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -193,9 +193,13 @@ def rank(
         if sample.id not in lacking:
             rows.append(_compare(store, sample, both).row)
         progress(done + 1, len(labelled))
-    counted = [row for row in rows if row.labelled]
-    counted.sort(key=lambda row: (row.difference, row.fixed - row.broken, row.name))
+    counted = worst_first([row for row in rows if row.labelled])
     return Ranking(both[0].name, both[1].name, tuple(counted), missing)
+
+
+def worst_first(rows: Iterable[ComparedImage]) -> list[ComparedImage]:
+    """Sort images by how much worse the second model is."""
+    return sorted(rows, key=lambda row: (row.difference, row.fixed - row.broken, row.name))
 
 
 def suggest(store: ProjectStore) -> tuple[str, str] | None:

@@ -61,7 +61,7 @@ class Workbench:
     viewer
         Where samples are shown.
     panels
-        *Project*, *Predict*, *Correct*, *Train* and *Trust*.
+        *Project*, *Predict*, *Correct*, *Train*, *Compare* and *Trust*.
     layers
         The layers of the sample on screen; None without a project.
     strokes
