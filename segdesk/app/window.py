@@ -14,6 +14,7 @@ from segdesk import __version__
 from segdesk.app.new_project import NewProjectDialog
 from segdesk.app.settings import data_folder, load_settings, log_folder, save_settings
 from segdesk.app.start_page import StartPage
+from segdesk.config.app import RunHabits
 from segdesk.core.errors import InputError
 from segdesk.io.store import SUFFIX
 from segdesk.session.sample_project import make_sample_project
@@ -57,6 +58,8 @@ class DesktopWindow(QObject):
         self._docks = [d for d in self.main.findChildren(QDockWidget) if not d.isHidden()]
         self.is_closed = False
         self._settings = load_settings()
+        self.workbench.set_habits(self._settings.habits)
+        self.workbench.habits_changed.connect(self._on_habits)
         self.start_page = self._make_start_page()
         self._menu = self._make_menu()
         self.workbench.session_opened.connect(self._on_opened)
@@ -207,6 +210,10 @@ class DesktopWindow(QObject):
                 dock.raise_()
         if visible:
             self.workbench.raise_panel("Predict")
+
+    def _on_habits(self, habits: RunHabits) -> None:
+        self._settings = self._settings.model_copy(update={"habits": habits})
+        self._save_settings()
 
     def _save_settings(self) -> None:
         try:

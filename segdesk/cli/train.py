@@ -46,6 +46,11 @@ def train(
     recipe: str | None = typer.Option(None, "--recipe", help="all, decoder or head."),
     settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
     use: bool = typer.Option(False, "--use", help="Make the new model the one in use."),
+    use_if_better: bool = typer.Option(
+        False,
+        "--use-if-better",
+        help="Make the new model the one in use if the verdict on it is: better.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="One event a line; last, the outcome."),
 ) -> None:
     """Train a model on the corrected images of a project: fine-tune one, or a new one."""
@@ -54,6 +59,7 @@ def train(
     untrained = _new_model(new, model, parse_assignments(options))
     with ProjectStore.open(project) as store, meter("Training") as progress:
         session = Session(store)
+        session.promotes_better = use_if_better
         close_orphans(session)
         run, is_input = _train(session, config, model, untrained, progress, as_json)
         if use and run.state is RunState.COMPLETED:

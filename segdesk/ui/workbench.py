@@ -14,6 +14,7 @@ from psygnal import Signal
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QDockWidget, QMainWindow, QWidget
 
+from segdesk.config.app import RunHabits
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.classes import ClassMap
 from segdesk.core.errors import InputError
@@ -74,6 +75,7 @@ class Workbench:
     sample_shown = Signal(str)  # id; its layers are there
     jobs_ordered = Signal(list)  # ids of prediction jobs
     strokes_changed = Signal()  # a stroke was made, refused, undone or redone
+    habits_changed = Signal(object)  # RunHabits; whoever keeps settings keeps them
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
@@ -93,6 +95,7 @@ class Workbench:
         self.last_folder = Path.home()
         #: How predictions are asked for; the Predict panel's form sets it.
         self.inference = InferenceConfig()
+        self._habits = RunHabits()
         self._live = LivePrediction(self)
         self.panels: dict[str, QWidget] = make_panels(self)
 
@@ -112,6 +115,19 @@ class Workbench:
     def bridge(self) -> Bridge | None:
         """Where events come in; None without a project."""
         return self._bridge
+
+    @property
+    def habits(self) -> RunHabits:
+        """What is done by itself around fine-tuning runs."""
+        return self._habits
+
+    def set_habits(self, habits: RunHabits) -> None:
+        """Choose what is done by itself around fine-tuning runs, from now on."""
+        if self._session is not None:
+            self._session.promotes_better = habits.use_better
+        if habits != self._habits:
+            self._habits = habits
+            self.habits_changed.emit(habits)
 
     def open_project(self, path: Path) -> Session:
         """Open a project folder.
@@ -147,6 +163,7 @@ class Workbench:
         """
         self.close()
         self._session = session
+        session.promotes_better = self._habits.use_better
         self._bridge = Bridge(session.handle)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="segdesk-io")
         self._slow = SlowThread(self._bridge)

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QWidget
 
+from segdesk.config.app import RunHabits
 from segdesk.config.training import TrainingConfig
 from segdesk.core.run import Run, RunState
 from segdesk.core.sample import Sample
+from segdesk.core.verdict import Judgement, Verdict, judge
 from segdesk.jobs.messages import Evaluated, Progressed
 from segdesk.session import models, predicting, training
 from segdesk.session.session import Session
 from segdesk.ui.bridge import Steps, reporting
 from segdesk.ui.forms import KnobsForm
+from segdesk.ui.model_list import ModelList, model_rows
 from segdesk.ui.panels.start_from import StartFrom
 from segdesk.ui.plots import Curves
 from segdesk.ui.widgets import ActionButton, Hint, Panel, heading
@@ -41,6 +44,11 @@ STATE_COLORS = {
     RunState.FAILED: "#d9483b",
     RunState.CRASHED: "#d9483b",
 }
+VERDICT_COLORS = {
+    Judgement.BETTER: "#2f9e6b",
+    Judgement.NO_EVIDENCE: "#6b7280",
+    Judgement.WORSE: "#d9483b",
+}
 
 
 class TrainPanel(Panel):
@@ -50,6 +58,8 @@ class TrainPanel(Panel):
         super().__init__()
         self._workbench = workbench
         self._run: Run | None = None
+        #: By id of the run that it judges; computing one takes a moment.
+        self._verdicts: dict[str, Verdict] = {}
         self.source = Hint()
         self.origin = StartFrom()
         self.form: KnobsForm[TrainingConfig] = KnobsForm(TrainingConfig)
@@ -67,12 +77,17 @@ class TrainPanel(Panel):
         self.verdict = Hint()
         self.use = ActionButton("Use the new model", self._use)
         self.back = ActionButton("Go back", self._go_back)
+        self.models = ModelList()
+        self.habits: KnobsForm[RunHabits] = KnobsForm(RunHabits)
         self._lay_out()
         self.origin.changed.connect(self._on_origin)
+        self.models.wanted.connect(self._use_model)
+        self.habits.changed.connect(self._take_habits)
+        workbench.habits_changed.connect(self._on_habits)
         workbench.session_opened.connect(self._on_opened)
         workbench.session_closed.connect(self._on_closed)
         self._show_run(None)
-        self._update()
+        self._on_models()
 
     def _lay_out(self) -> None:
         buttons = QHBoxLayout()
@@ -86,7 +101,9 @@ class TrainPanel(Panel):
             self.column.addWidget(widget)
         for result in (self.scores, self.verdict, self.use, self.back):
             self.column.addWidget(result)
-        self.column.addWidget(self.curves)
+        below: tuple[QWidget, ...] = (self.curves, self.models, self.habits)
+        for part in below:
+            self.column.addWidget(part)
         self.column.addStretch(1)
 
     # What comes in -------------------------------------------------------------
@@ -102,10 +119,12 @@ class TrainPanel(Panel):
             signal.connect(self._update)
         events.engine_ready.connect(self._on_models)
         events.model_changed.connect(self._on_models)
+        events.models_added.connect(self._on_models)
         if self._workbench.bridge is not None:
             self._workbench.bridge.stepped.connect(self._on_steps)
         runs = session.store.runs()
-        self.curves.clear()
+        self._verdicts.clear()
+        self.curves.clear(class_colors(session))
         self.said.say("")
         self._show_run(runs[-1] if runs else None)
         self._on_models()
@@ -130,6 +149,7 @@ class TrainPanel(Panel):
         else:
             current = models.current_model(session.store)
             self.origin.offer(session.architectures, current.name if current is not None else "")
+        self._update_models(session)
         self._update()
 
     @reporting()
@@ -142,10 +162,11 @@ class TrainPanel(Panel):
     def _on_run(self, run: Run) -> None:
         is_new = self._run is None or self._run.id != run.id
         has_ended = not is_new and run.state.is_terminal
-        if is_new:
-            self.curves.clear()
+        if is_new and self._workbench.session is not None:
+            self.curves.clear(class_colors(self._workbench.session))
             self.said.say("")
         self._show_run(run)
+        self._update_models(self._workbench.session)
         self._update()
         if has_ended:
             QTimer.singleShot(0, self._scroll_to_result)
@@ -193,9 +214,14 @@ class TrainPanel(Panel):
             training.stop(session, self._run.id)
 
     def _use(self) -> None:
+        if self._run is not None:
+            self._use_model(self._run.new_model)
+
+    @reporting()
+    def _use_model(self, name: str) -> None:
         session = self._workbench.session
-        if session is not None and self._run is not None:
-            models.use_model(session, self._run.new_model)
+        if session is not None:
+            models.use_model(session, name)
             self._predict_shown(session)
 
     def _go_back(self) -> None:
@@ -203,6 +229,15 @@ class TrainPanel(Panel):
         if session is not None:
             models.go_back(session)
             self._predict_shown(session)
+
+    @reporting()
+    def _take_habits(self) -> None:
+        self._workbench.set_habits(self.habits.value())
+
+    @reporting()
+    def _on_habits(self, habits: RunHabits) -> None:
+        if habits != self.habits.value():
+            self.habits.set_value(habits)
 
     def _predict_shown(self, session: Session) -> None:
         """Let the model now in use say what it thinks of the image on screen."""
@@ -229,10 +264,24 @@ class TrainPanel(Panel):
         self.curves.setVisible(is_running or self.curves.has_steps)
         if run is None:
             self.scores.show_scores([])
-            self.verdict.say("")
         else:
             self.scores.show_scores(score_rows(run.before, run.after))
-            self.verdict.say(verdict_words(run))
+        self._show_verdict(run)
+
+    def _show_verdict(self, run: Run | None) -> None:
+        """Say whether the model a run made is better, first in a word."""
+        if run is None or run.state is not RunState.COMPLETED:
+            self.verdict.say("")
+            return
+        found = self._verdict_of(run)
+        color = VERDICT_COLORS[found.judgement]
+        self.verdict.say(verdict_words(found))
+        self.verdict.setStyleSheet(f"border-left: 4px solid {color}; padding-left: 6px;")
+
+    def _verdict_of(self, run: Run) -> Verdict:
+        if run.id not in self._verdicts:
+            self._verdicts[run.id] = judge(run.before, run.after)
+        return self._verdicts[run.id]
 
     def _scroll_to_result(self) -> None:
         """Bring how the run ended, and what can be done now, into view."""
@@ -254,7 +303,6 @@ class TrainPanel(Panel):
         self.stop.setVisible(is_running)
         if is_running and not self.progress.text().startswith("Stopping"):
             self.stop.set_reason("")
-        self._update_models(session)
 
     def _why_not(self, samples: list[Sample]) -> str:
         """Say why the run cannot start; empty when it can."""
@@ -264,11 +312,16 @@ class TrainPanel(Panel):
         return why_not_train(samples)
 
     def _update_models(self, session: Session | None) -> None:
+        """Offer the new model, the one before it, and all the others."""
         self.use.hide()
         self.back.hide()
         if session is None:
+            self.models.show_rows([])
             return
         current = models.current_model(session.store)
+        entries, runs = models.list_models(session.store), session.store.runs()
+        used = current.name if current is not None else ""
+        self.models.show_rows(model_rows(entries, runs, used, self._verdict_of))
         run = self._run
         if run is not None and run.state is RunState.COMPLETED:
             is_used = current is not None and current.name == run.new_model
@@ -279,6 +332,11 @@ class TrainPanel(Panel):
         if before is not None:
             self.back.setText(f"Go back to {before}")
             self.back.show()
+
+
+def class_colors(session: Session) -> dict[str, str]:
+    """Return the colours of the project's classes by name."""
+    return {known.name: known.color for known in session.store.classes.classes}
 
 
 class ScoreTable(QWidget):
