@@ -112,6 +112,17 @@ def time_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min left"
 
 
+def about_words(seconds: float, memory_bytes: int) -> str:
+    """Say roughly what a run takes: *about 2 min, 1.2 GB*."""
+    if seconds < 90:
+        length = f"{max(1, round(seconds))} s"
+    elif seconds < 5400:
+        length = f"{round(seconds / 60)} min"
+    else:
+        length = f"{seconds / 3600:.1f} h"
+    return f"about {length}, {max(0.1, memory_bytes / 1e9):.1f} GB"
+
+
 def score_rows(
     before: dict[str, Any] | None, after: dict[str, Any] | None
 ) -> list[tuple[str, str, str, str]]:

@@ -47,6 +47,9 @@ Result = TypeVar("Result")
 #: An uncertain place is shown with so many times its width in view.
 SURROUNDINGS = 2.0
 
+#: Side of what is brought into view around a pixel, in pixels.
+NEIGHBOURHOOD = 48
+
 #: Labels, uncertainty, and the uncertainty shown as *guessing*.
 Maps = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], float]
 
@@ -90,6 +93,8 @@ class Workbench:
         self._opening = 0
         self._is_read_stale = False
         self._is_arranged = False
+        #: A pixel to bring into view once the sample is on screen.
+        self._wanted: tuple[int, ...] | None = None
         self._docks: dict[str, QDockWidget] = {}
         #: Where the last file dialog was.
         self.last_folder = Path.home()
@@ -235,6 +240,7 @@ class Workbench:
         sample = session.store.sample(sample_id)
         self._leave_sample()
         self._sample_id = sample.id
+        self._wanted = None
         self._opening += 1
         self._is_read_stale = False
         prediction = predicting.current_prediction(session, sample.id)
@@ -243,6 +249,30 @@ class Workbench:
             partial(_read_sample, sample, prediction, session.store.classes),
             partial(self._show, self._opening),
         )
+
+    def go_to(self, sample_id: str, place: tuple[int, ...] | None = None) -> None:
+        """Bring a sample on screen, and then a pixel of it, (Y, X) or (Z, Y, X), into view.
+
+        Raises
+        ------
+        InputError
+            The project has no such sample.
+        """
+        is_there = sample_id == self._sample_id and self._correction is not None
+        if not is_there:
+            self.show_sample(sample_id)
+        self._wanted = place
+        if is_there:
+            self._look_at_wanted()
+
+    def _look_at_wanted(self) -> None:
+        place, self._wanted = self._wanted, None
+        if place is not None:
+            *plane, row, column = place
+            half = NEIGHBOURHOOD // 2
+            self.look_at(
+                Region(sum(plane), row - half, column - half, NEIGHBOURHOOD, NEIGHBOURHOOD, 0.0)
+            )
 
     def look_at(self, region: Region) -> None:
         """Move the camera to a place of the sample on screen, with some surroundings."""
@@ -357,6 +387,7 @@ class Workbench:
             self.strokes = StrokeKeeper(self.layers.labels, lambda: self._correction)
             self.strokes.changed.connect(self.strokes_changed.emit)
         self.sample_shown.emit(sample.id)
+        self._look_at_wanted()
         if self._is_read_stale:
             self.show_current_prediction()
 
