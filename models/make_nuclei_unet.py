@@ -34,7 +34,7 @@ from segdesk.io.images import hash_file, read_image
 from segdesk.io.labels import write_labels
 from segdesk.io.masks import read_mask
 from segdesk.io.packages import REHEARSAL
-from segdesk.jobs.cancel import CancelToken
+from segdesk.jobs.control import RunControl
 from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Stepped
 from segdesk.nn.weights import load_model, save_model
 from segdesk.training.inline import evaluate_model
@@ -103,7 +103,7 @@ def train(folder: Path, manifest: RunManifest, steps: int) -> Path:
     folder.mkdir()
     (folder / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
     (folder / "config.json").write_text(config.model_dump_json(), "utf-8")
-    end = run_folder(folder, tell, CancelToken())
+    end = run_folder(folder, tell, RunControl())
     if end.state is not RunState.COMPLETED:
         sys.exit(f"{end.state}: {end.reason}")
     return folder / "model"

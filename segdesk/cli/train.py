@@ -22,7 +22,7 @@ from segdesk.io.store import ProjectStore
 from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Said, Stepped
 from segdesk.session.models import use_model
 from segdesk.session.session import Session
-from segdesk.session.training import NewModel, close_orphans, start
+from segdesk.session.training import NewModel, find_runs, start
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +43,9 @@ def train(
         help="Of a new model, as name=value: variant (small, paper), head (A to D), activation, "
         "encoder_weights (a file, or download), or one of the architecture's own.",
     ),
-    recipe: str | None = typer.Option(None, "--recipe", help="all, decoder or head."),
+    recipe: str | None = typer.Option(
+        None, "--recipe", help="quick, standard, full, scratch, decoder or head."
+    ),
     settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
     use: bool = typer.Option(False, "--use", help="Make the new model the one in use."),
     use_if_better: bool = typer.Option(
@@ -60,7 +62,6 @@ def train(
     with ProjectStore.open(project) as store, meter("Training") as progress:
         session = Session(store)
         session.promotes_better = use_if_better
-        close_orphans(session)
         run, is_input = _train(session, config, model, untrained, progress, as_json)
         if use and run.state is RunState.COMPLETED:
             use_model(session, run.new_model)
@@ -122,6 +123,7 @@ def _train(
 
     backend = InlineBackend(on_event)
     session.attach(backend)
+    find_runs(session)
     with _interrupt_cancels(backend.cancel):
         started = start(session, config, model, new)
     run = next(run for run in session.store.runs() if run.id == started.id)

@@ -11,11 +11,57 @@ from segdesk.config.knobs import Knobs
 
 
 class Recipe(StrEnum):
-    """Which weights learn."""
+    """Which weights learn, from the fastest to the slowest."""
 
-    ALL = "all"
+    QUICK = "quick"
+    STANDARD = "standard"
+    FULL = "full"
+    SCRATCH = "scratch"
     DECODER = "decoder"
     HEAD = "head"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Recipe | None:
+        """Read the older name of ``full``, which runs and scripts still hold."""
+        return cls.FULL if value == "all" else None
+
+
+#: What each recipe does, one line each.
+RECIPE_HELP: dict[Recipe, str] = {
+    Recipe.QUICK: "A new head on features that are computed once; seconds, for a first look.",
+    Recipe.STANDARD: "Decoder and head, and the encoder at a tenth of the rate; minutes.",
+    Recipe.FULL: "Every layer at the full rate, for images of a new kind; minutes.",
+    Recipe.SCRATCH: "Every layer, from random weights; for many labels and much time.",
+    Recipe.DECODER: "All but the encoder, which stays as it is.",
+    Recipe.HEAD: "The last layers only, with augmentation.",
+}
+
+#: How much slower the encoder learns than the rest in the standard recipe.
+STANDARD_ENCODER_RATE = 0.1
+
+
+class Optimizer(StrEnum):
+    """How weights follow their gradients."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
+class Schedule(StrEnum):
+    """How the learning rate falls after the warm-up."""
+
+    COSINE = "cosine"
+    POLY = "poly"
+    CONSTANT = "constant"
+
+
+class Mixed(StrEnum):
+    """What the network computes with while it learns."""
+
+    AUTO = "auto"
+    SINGLE = "single"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 class Augmentation(StrEnum):
@@ -67,11 +113,13 @@ class TrainingConfig(Knobs):
     """How a model is fine-tuned on the corrected images."""
 
     recipe: Recipe = Field(
-        Recipe.ALL,
+        Recipe.FULL,
         title="What learns",
-        description="all: every layer, for images of a new kind; decoder: all but the encoder, "
-        "for small changes; head: the last layers only, quickest.",
-        json_schema_extra={"basic": True},
+        description=" ".join(f"{kind}: {text}" for kind, text in RECIPE_HELP.items()),
+        json_schema_extra={
+            "basic": True,
+            "choices": {str(kind): text for kind, text in RECIPE_HELP.items()},
+        },
     )
     steps: int = Field(
         200,
@@ -106,6 +154,43 @@ class TrainingConfig(Knobs):
         description="Times the learning rate: how fast the last layers learn. Often 10 where the "
         "rest is pre-trained and they are new.",
         json_schema_extra={"log": True},
+    )
+    optimizer: Optimizer = Field(
+        Optimizer.ADAMW,
+        title="Optimizer",
+        description="adamw: good without tuning; sgd: with momentum, as most papers train.",
+    )
+    momentum: float = Field(
+        0.9, ge=0, lt=1, title="Momentum", description="Of sgd: how much of its pace it keeps."
+    )
+    schedule: Schedule = Field(
+        Schedule.COSINE,
+        title="Schedule",
+        description="How the learning rate falls to 0: cosine; poly, with power 0.9, as DeepLab; "
+        "or constant, not at all.",
+    )
+    warm_up: float = Field(
+        0.05,
+        ge=0,
+        le=0.5,
+        title="Warm-up",
+        description="Share of the steps in which the learning rate rises to its full value.",
+    )
+    clip: float = Field(
+        5.0,
+        gt=0,
+        le=1e6,
+        title="Gradient limit",
+        description="Longer gradients are shortened to this, so that one odd crop does no harm.",
+        json_schema_extra={"log": True},
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        title="Patience",
+        description="End early after so many checks without a better score; 0: never.",
+        json_schema_extra={"unit": "checks"},
     )
     replay: float = Field(
         0.5,
@@ -219,6 +304,27 @@ class TrainingConfig(Knobs):
         description="flips: mirror and turn the crops by 90 degrees; full: also turn and scale "
         "them freely, and vary contrast and colour.",
     )
+    elastic: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        title="Elastic deformation",
+        description="Share of the crops that are bent like rubber, for soft tissue and cells.",
+    )
+    blur: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        title="Blur",
+        description="Share of the crops that are blurred, for images that differ in focus.",
+    )
+    noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        title="Noise",
+        description="Share of the crops that get noise, for images that differ in exposure.",
+    )
     corrected_weight: float = Field(
         1.0,
         ge=1,
@@ -257,4 +363,25 @@ class TrainingConfig(Knobs):
         "auto",
         title="Device",
         description="What computes: auto takes the graphics card when there is one.",
+    )
+    devices: int = Field(
+        1,
+        ge=1,
+        le=64,
+        title="Devices",
+        description="Graphics cards (or processes, on a processor) of this machine that share "
+        "each batch.",
+    )
+    nodes: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        title="Machines",
+        description="Machines that share each batch; the run's folder must be on a disk they "
+        "share (see the guide).",
+    )
+    precision: Mixed = Field(
+        Mixed.AUTO,
+        title="Precision",
+        description="auto: half precision on graphics cards, single on processors.",
     )

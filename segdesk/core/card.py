@@ -57,6 +57,8 @@ class ModelCard(BaseModel):
         A colour (``#rrggbb``) per class.
     channels
         Input channels of the network.
+    has_quick_head
+        Its weights hold a quick head (:mod:`segdesk.nn.quick`).
     score
         Scores on held-out images, by name, with the number of images.
     trained_ids
@@ -72,6 +74,7 @@ class ModelCard(BaseModel):
     classes: tuple[str, ...]
     colors: tuple[str, ...]
     channels: int = Field(ge=1)
+    has_quick_head: bool = False
     normalization: Normalization = Normalization()
     weights_sha256: str
     parameters: int = Field(ge=0)

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict
 
 from segdesk.core.sample import Split
 
+#: Where a run's folder keeps all that it needs to go on.
+CHECKPOINT = "checkpoints/state.pt"
+
 
 class ManifestSample(BaseModel):
     """One image of a run; ``labels`` is the file of ``revision``, None if it has none."""
@@ -46,3 +49,5 @@ class RunManifest(BaseModel):
     colors: tuple[str, ...]
     samples: tuple[ManifestSample, ...]
     segdesk_version: str = ""
+    #: Where features are kept from one run to the next; None keeps none.
+    features: Path | None = None

@@ -73,7 +73,7 @@ class Engine:
             elif isinstance(order, ViewOrder):
                 if order.job in self._views:
                     self._views[order.job] = order.view
-            else:
+            elif isinstance(order, EngineOrder):
                 self._accept(order)
 
     def _accept(self, order: EngineOrder) -> None:

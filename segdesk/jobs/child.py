@@ -32,9 +32,13 @@ class ParentLine:
         self._lock = threading.Lock()
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1, newline="\n")
         if log is not None:
-            with log.open("ab") as sink:
-                os.dup2(sink.fileno(), 1)
-                os.dup2(sink.fileno(), 2)
+            self.log_to(log)
+
+    def log_to(self, log: Path) -> None:
+        """Let a file take what would go to stdout and stderr, from now on."""
+        with log.open("ab") as sink:
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
 
     def send(self, event: AnyEvent) -> None:
         """Write one event; a parent that is gone is not an error here."""

@@ -20,6 +20,7 @@ from pydantic import (
 
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.refinement import CrfConfig
+from segdesk.config.training import Recipe, TrainingConfig
 from segdesk.core.run import RunState
 
 
@@ -129,6 +130,65 @@ class RefineOrder(_Message):
     config: CrfConfig
 
 
+class RunOrder(_Message):
+    """Do the fine-tuning run in ``folder``, then end: a waiting process does one run."""
+
+    order: Literal["run"] = "run"
+    job: str
+    folder: Path
+
+
+class EstimateOrder(_Message):
+    """Time a first step of each recipe and tell what a run would take.
+
+    Attributes
+    ----------
+    model_folder
+        The model it would start from.
+    classes
+        Of the project.
+    images
+        Sides in pixels, (height, width), of the images to learn from, and of those to judge on.
+    """
+
+    order: Literal["estimate"] = "estimate"
+    job: str
+    model_folder: Path
+    classes: tuple[str, ...]
+    colors: tuple[str, ...]
+    images: tuple[tuple[int, int], ...]
+    judged: tuple[tuple[int, int], ...]
+    config: TrainingConfig
+
+
+class VaryOrder(_Message):
+    """Show how the augmentation of ``config`` varies an image: write pictures to ``out``."""
+
+    order: Literal["vary"] = "vary"
+    job: str
+    image: Path
+    labels: Path | None
+    model_folder: Path
+    colors: tuple[str, ...]
+    config: TrainingConfig
+    out: Path
+
+
+class PauseOrder(_Message):
+    """Wait before the next step, or go on."""
+
+    order: Literal["pause"] = "pause"
+    job: str
+    is_paused: bool
+
+
+class LeaveOrder(_Message):
+    """The parent is about to go; the run goes on, and listens to its folder from now on."""
+
+    order: Literal["leave"] = "leave"
+    job: str
+
+
 class CancelOrder(_Message):
     """Call a job off; the worker answers with ``finished`` at its next step."""
 
@@ -137,7 +197,9 @@ class CancelOrder(_Message):
 
 
 EngineOrder = PredictOrder | RefineOrder
-AnyOrder = EngineOrder | ViewOrder | CancelOrder
+TrainingOrder = RunOrder | EstimateOrder | VaryOrder
+SideOrder = ViewOrder | PauseOrder | LeaveOrder
+AnyOrder = EngineOrder | TrainingOrder | SideOrder | CancelOrder
 Order = Annotated[AnyOrder, Field(discriminator="order")]
 
 # Events ---------------------------------------------------------------------
@@ -247,6 +309,50 @@ class Evaluated(_Message):
     is_best: bool
 
 
+class Previewed(_Message):
+    """What the model makes of an image after ``step`` steps: a PNG, image beside mask."""
+
+    event: Literal["preview"] = "preview"
+    job: str
+    step: int
+    sample: str
+    picture: Path
+
+
+class Paused(_Message):
+    """A run waits before its next step, or goes on."""
+
+    event: Literal["paused"] = "paused"
+    job: str
+    is_paused: bool
+
+
+class Estimated(_Message):
+    """What a run with ``recipe`` would take on this machine.
+
+    Attributes
+    ----------
+    seconds
+        From the first step to the new model.
+    memory_bytes
+        Of the run's process, or of the graphics card where that computes, at its peak.
+    """
+
+    event: Literal["estimated"] = "estimated"
+    job: str
+    recipe: Recipe
+    seconds: float
+    memory_bytes: int
+
+
+class Varied(_Message):
+    """Pictures of an image as augmentation varies it; the first is the image itself."""
+
+    event: Literal["varied"] = "varied"
+    job: str
+    pictures: tuple[Path, ...]
+
+
 class Said(_Message):
     """Something a user may want to know, in a sentence."""
 
@@ -277,6 +383,10 @@ AnyEvent = (
     | RefinementReady
     | Stepped
     | Evaluated
+    | Previewed
+    | Paused
+    | Estimated
+    | Varied
     | Said
     | Finished
 )

@@ -24,7 +24,16 @@ import psutil
 from pydantic import ValidationError
 
 from segdesk.core.run import RunState
-from segdesk.jobs.messages import EVENT, AnyEvent, CancelOrder, EngineOrder, Finished, ViewOrder
+from segdesk.jobs.following import ended_without_a_word, kill_tree
+from segdesk.jobs.messages import (
+    EVENT,
+    AnyEvent,
+    CancelOrder,
+    EngineOrder,
+    Finished,
+    SideOrder,
+    TrainingOrder,
+)
 
 SILENCE_SECONDS = 15.0
 TERMINATE_SECONDS = 5.0
@@ -68,6 +77,7 @@ class WorkerProcess:
         self._silence_seconds = silence_seconds
         self._jobs: set[str] = {first_job} if first_job else set()
         self._has_ended = False
+        self._is_killed = False
         self._lock = threading.Lock()
         self._last_heard = 0.0
         self._ladder_stop = threading.Event()
@@ -85,7 +95,7 @@ class WorkerProcess:
         """Whether the process runs."""
         return self._process.poll() is None
 
-    def give(self, job: str, order: EngineOrder) -> None:
+    def give(self, job: str, order: EngineOrder | TrainingOrder) -> None:
         """Hand a job over; from here on it gets its one ``Finished``."""
         with self._lock:
             has_ended = self._has_ended
@@ -97,7 +107,7 @@ class WorkerProcess:
             return
         self._send(order.model_dump_json())
 
-    def tell(self, order: ViewOrder) -> None:
+    def tell(self, order: SideOrder) -> None:
         """Send what is no job of its own and has no end."""
         self._send(order.model_dump_json())
 
@@ -107,6 +117,23 @@ class WorkerProcess:
         threading.Thread(
             target=self._climb, args=(job,), name=f"segdesk-{self._name}-cancel", daemon=True
         ).start()
+
+    def kill(self) -> None:
+        """End the worker at once; its jobs are canceled, not crashed."""
+        self._is_killed = True
+        self._kill_tree()
+
+    def take_log(self, log: Path) -> None:
+        """Quote another log from now on, when the worker crashes."""
+        self._log = log
+
+    def leave(self) -> None:
+        """Part from a worker that goes on alone: nothing is heard of it any more."""
+        with self._lock:
+            self._jobs.clear()
+            self._on_event = _ignore
+        self._ladder_stop.set()
+        self.close_input()
 
     def close_input(self) -> None:
         """End the worker's stdin, which asks it to leave."""
@@ -176,6 +203,9 @@ class WorkerProcess:
             orphans, self._jobs = sorted(self._jobs), set()
             self._has_ended = True
         for job in orphans:
+            if self._is_killed:
+                self._on_event(ended_without_a_word(job, is_killed=True))
+                continue
             reason = crash_reason(self._name, code, self._log)
             self._on_event(Finished(job=job, state=RunState.CRASHED, reason=reason))
         self._on_ended()
@@ -191,10 +221,11 @@ class WorkerProcess:
 
     def _kill_tree(self) -> None:
         with suppress(psutil.NoSuchProcess):
-            parent = psutil.Process(self._process.pid)
-            for process in [*parent.children(recursive=True), parent]:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            kill_tree(psutil.Process(self._process.pid))
+
+
+def _ignore(event: AnyEvent) -> None:
+    """Take an event of a worker that nobody listens to any more."""
 
 
 def crash_reason(name: str, code: int, log: Path | None) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from segdesk.config.model import Activation, HeadKind, Variant
 from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError
+from segdesk.nn.quick import add_quick_head
 from segdesk.nn.spec import ModelSpec
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -242,4 +243,6 @@ def build_network(card: ModelCard) -> nn.Module:
             f"The model {card.name!r} cannot be built from the options on its card, for {size} "
             "(a layer would have no weights)."
         )
+    if card.has_quick_head:
+        add_quick_head(network, card, spec)
     return network

@@ -40,11 +40,33 @@ class Segmenter(nn.Module):
         self.decoder = decoder
         self.head = head
         self._align_corners = align_corners
+        #: A head trained alone on several levels of features (:mod:`segdesk.nn.quick`).
+        self.quick: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class maps (N, K, H, W) for images (N, C, H, W)."""
+        if self.quick is not None:
+            levels, own = self.features(x)
+            return self.refine(levels, own, x)
         maps: Tensor = self.head(self.decoder(self.encoder(x)))
         return self.enlarge(maps, x)
+
+    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return what a quick head sees, levels (N, C_i, h_i, w_i), and the own maps."""
+        features = self.encoder(x)
+        decoded = self.decoder(features)
+        # A decoder may write into what it is given: the maps are looked at after it.
+        return maps_in((features, decoded)), self.enlarge(self.head(decoded), x)
+
+    def refine(self, levels: list[Tensor], own: Tensor, like: Tensor) -> Tensor:
+        """Add the quick head's maps to the network's own."""
+        added: Tensor = self.quick(levels, like) if self.quick is not None else own.new_zeros(())
+        return own + added
+
+    @property
+    def takes_quick_head(self) -> bool:
+        """Whether nothing but encoder, decoder and head makes the maps."""
+        return type(self).forward is Segmenter.forward
 
     def training_maps(self, x: Tensor) -> list[tuple[float, Tensor]]:
         """Return the maps that learn from the labels, and how much each counts.
@@ -56,6 +78,17 @@ class Segmenter(nn.Module):
     def enlarge(self, maps: Tensor, image: Tensor) -> Tensor:
         """Enlarge class maps to the image's height and width, bilinearly."""
         return resize(maps, image, align_corners=self._align_corners)
+
+
+def maps_in(value: Any) -> list[Tensor]:
+    """Return all float maps (N, C, h, w) in nested lists, tuples and dicts, in order."""
+    if isinstance(value, Tensor):
+        return [value] if value.ndim == 4 and value.is_floating_point() else []
+    if isinstance(value, dict):
+        return maps_in(tuple(value.values()))
+    if isinstance(value, list | tuple):
+        return [found for part in value for found in maps_in(part)]
+    return []
 
 
 def resize(x: Tensor, like: Tensor, *, align_corners: bool = False) -> Tensor:

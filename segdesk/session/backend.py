@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from segdesk.jobs.messages import PredictOrder, RefineOrder, View
+from segdesk.jobs.messages import EstimateOrder, PredictOrder, RefineOrder, VaryOrder, View
 
 
 class Backend(Protocol):
@@ -26,6 +26,26 @@ class Backend(Protocol):
 
     def train(self, run_id: str, folder: Path) -> None:
         """Start the fine-tuning run in ``folder``."""
+        ...
+
+    def prepare(self, order: EstimateOrder | VaryOrder) -> None:
+        """Answer what a user wants to know before a run."""
+        ...
+
+    def pause(self, run_id: str, is_paused: bool) -> None:
+        """Let a run wait before its next step, or go on."""
+        ...
+
+    def kill(self, run_id: str) -> None:
+        """End a run at once; its ``Finished`` follows."""
+        ...
+
+    def leave(self, run_id: str) -> None:
+        """Let a run go on when the backend is closed."""
+        ...
+
+    def follow(self, run_id: str, folder: Path) -> None:
+        """Listen again to a run that went on without us; its events come from the first."""
         ...
 
     def look(self, job: str, view: View) -> None:

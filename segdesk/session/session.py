@@ -6,7 +6,7 @@ import itertools
 from dataclasses import replace
 from pathlib import Path
 
-from psygnal import Signal
+from psygnal import Signal, SignalInstance
 
 from segdesk.core.errors import SegDeskError
 from segdesk.core.prediction import Prediction
@@ -17,15 +17,19 @@ from segdesk.io.store import ProjectStore
 from segdesk.jobs.messages import (
     AnyEvent,
     Architecture,
+    Estimated,
     Evaluated,
     Finished,
     PartsPredicted,
+    Paused,
     PredictionReady,
+    Previewed,
     Progressed,
     Ready,
     RefinementReady,
     Said,
     Stepped,
+    Varied,
 )
 from segdesk.session.backend import Backend
 from segdesk.session.models import current_model, promote_if_better
@@ -45,6 +49,10 @@ class SessionEvents:
     run_changed = Signal(Run)  # a run started or ended
     run_stepped = Signal(Stepped)
     run_evaluated = Signal(Evaluated)
+    run_previewed = Signal(Previewed)
+    run_paused = Signal(Paused)
+    estimated = Signal(Estimated)
+    varied = Signal(Varied)
     model_changed = Signal(str)  # name of the model now in use
     models_added = Signal(str)  # name of a new model
     engine_ready = Signal(Ready)
@@ -72,6 +80,19 @@ class Session:
         self.promotes_better = False
         self._jobs: dict[str, str] = {}
         self._numbers = itertools.count(1)
+        events = self.events
+        #: Facts that change nothing in the project and are only passed on.
+        self._news: dict[type, SignalInstance] = {
+            Progressed: events.job_progressed,
+            PartsPredicted: events.parts_predicted,
+            RefinementReady: events.refinement_ready,
+            Stepped: events.run_stepped,
+            Evaluated: events.run_evaluated,
+            Previewed: events.run_previewed,
+            Paused: events.run_paused,
+            Estimated: events.estimated,
+            Varied: events.varied,
+        }
 
     @property
     def backend(self) -> Backend:
@@ -95,6 +116,15 @@ class Session:
         self._jobs[job] = subject
         return job
 
+    def adopt(self, run: Run) -> None:
+        """Count a run that goes on without us among the jobs under way."""
+        self._jobs[run.id] = run.id
+
+    def part_from(self, run_id: str) -> None:
+        """Let a run go on when the session is closed."""
+        self._jobs.pop(run_id, None)
+        self.backend.leave(run_id)
+
     def put_run(self, run: Run) -> None:
         """Record a run's new state and tell of it."""
         self.store.put_run(run)
@@ -103,6 +133,14 @@ class Session:
         else:
             self._jobs[run.id] = run.id
         self.events.run_changed.emit(run)
+
+    def start_next(self) -> None:
+        """Start the run that has waited longest, unless one is under way."""
+        mine = [run for run in self.store.runs() if run.id in self._jobs]
+        waiting = [run for run in mine if run.state is RunState.QUEUED]
+        if waiting and not any(run.state is RunState.RUNNING for run in mine):
+            self.put_run(replace(waiting[0], state=RunState.RUNNING))
+            self.backend.train(waiting[0].id, waiting[0].folder)
 
     def put_sample(self, sample: Sample) -> None:
         """Record a sample's new state and tell of it."""
@@ -114,30 +152,25 @@ class Session:
         if isinstance(event, Ready):
             self.architectures = event.architectures
             self.events.engine_ready.emit(event)
-        elif isinstance(event, Progressed):
-            self.events.job_progressed.emit(event)
-        elif isinstance(event, PartsPredicted):
-            self.events.parts_predicted.emit(event)
-        elif isinstance(event, Stepped):
-            self.events.run_stepped.emit(event)
-        elif isinstance(event, Evaluated):
-            self.events.run_evaluated.emit(event)
-        elif isinstance(event, Said):
-            self.events.said.emit(event.text)
         elif isinstance(event, PredictionReady):
             self._take_prediction(event)
-        elif isinstance(event, RefinementReady):
-            self.events.refinement_ready.emit(event)
         elif isinstance(event, Finished):
             self._take_end(event)
+        elif isinstance(event, Said):
+            self.events.said.emit(event.text)
+        else:
+            self._news[type(event)].emit(event)
 
     def close(self) -> None:
         """End what runs, then close the project."""
         if self._backend is not None:
             self._backend.close()
         for run in self.store.runs():
-            if run.id in self._jobs and not run.state.is_terminal:
-                reason = "SegDesk was closed; the run's checkpoint is kept."
+            if run.id in self._jobs and run.state is RunState.QUEUED:
+                reason = "SegDesk was closed before this run's turn came."
+                self.store.put_run(replace(run, state=RunState.CANCELED, reason=reason))
+            elif run.id in self._jobs and not run.state.is_terminal:
+                reason = "SegDesk was closed; the run can go on from its last checkpoint."
                 self.store.put_run(replace(run, state=RunState.CANCELED, reason=reason))
         self._jobs.clear()
         self.store.close()
@@ -183,6 +216,7 @@ class Session:
             self.events.models_added.emit(name)
             if self.promotes_better:
                 promote_if_better(self, ended)
+        self.start_next()
 
 
 def engine_log(store_folder: Path) -> Path:

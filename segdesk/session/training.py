@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from segdesk.config.model import NewModelConfig
 from segdesk.config.training import TrainingConfig
 from segdesk.core.annotation import Annotation
 from segdesk.core.errors import InputError
-from segdesk.core.manifest import ManifestSample, RunManifest
+from segdesk.core.manifest import CHECKPOINT, ManifestSample, RunManifest
 from segdesk.core.run import Run, RunState
 from segdesk.core.sample import Sample, Split
 from segdesk.io.atomic import atomic_folder
 from segdesk.io.labels import write_labels
 from segdesk.io.store import ProjectStore
+from segdesk.jobs.following import EVENTS, end_of, process_of
+from segdesk.jobs.messages import EstimateOrder, VaryOrder
 from segdesk.session.models import ModelEntry, current_model, find_model, next_model_name
 from segdesk.session.predicting import check_channels
 from segdesk.session.session import Session
@@ -107,7 +109,7 @@ def start(
     model: str | None = None,
     new: NewModel | None = None,
 ) -> Run:
-    """Write a run's folder and start it.
+    """Write a run's folder and start it; it waits its turn while another is under way.
 
     Parameters
     ----------
@@ -119,12 +121,10 @@ def start(
     Raises
     ------
     InputError
-        No model, nothing to learn from, or a run is under way already.
+        No model, or nothing to learn from.
     """
     store = session.store
     entry = None if new is not None else _find_start(store, model)
-    if any(not run.state.is_terminal for run in store.runs() if run.id in session.jobs):
-        raise InputError("A fine-tuning run is under way; stop it or wait for its end.")
     labelled = labelled_samples(store)
     unlabelled = [] if new is None or new.needs_labels else _without_labels(store, labelled)
     if not unlabelled:
@@ -152,13 +152,21 @@ def start(
             colors=tuple(c.color for c in store.classes.classes),
             samples=(*samples, *(_list_unlabelled(sample) for sample in unlabelled)),
             segdesk_version=__version__,
+            features=store.folder / "cache" / "features",
         )
         (beside / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
         (beside / "config.json").write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
-    run = Run(run_id, folder, base, RunState.RUNNING, new_model=manifest.new_model)
+    return _enqueue(session, Run(run_id, folder, base, RunState.QUEUED, manifest.new_model))
+
+
+def _enqueue(session: Session, run: Run) -> Run:
     session.put_run(run)
-    session.backend.train(run_id, folder)
-    return next(r for r in store.runs() if r.id == run_id)
+    session.start_next()
+    return _find_run(session, run.id)
+
+
+def _find_run(session: Session, run_id: str) -> Run:
+    return next(run for run in session.store.runs() if run.id == run_id)
 
 
 def _find_start(store: ProjectStore, model: str | None) -> ModelEntry:
@@ -236,24 +244,152 @@ def common_channels(samples: Sequence[Sample]) -> int:
     return found[0]
 
 
+# Runs under way ------------------------------------------------------------------
+
+
+def pause(session: Session, run_id: str, is_paused: bool) -> None:
+    """Let a run wait before its next step, or go on."""
+    session.backend.pause(run_id, is_paused)
+
+
 def stop(session: Session, run_id: str) -> None:
-    """Ask a run to end at its next step; its checkpoint is kept."""
-    session.backend.cancel(run_id)
+    """Ask a run to end at its next step, with a checkpoint; one that waits never starts."""
+    run = _find_run(session, run_id)
+    if run.state is RunState.QUEUED:
+        reason = "Taken out of the queue before it began."
+        session.put_run(replace(run, state=RunState.CANCELED, reason=reason))
+    else:
+        session.backend.cancel(run_id)
 
 
-def close_orphans(session: Session) -> list[Run]:
-    """Mark runs that a killed program left behind as crashed; returns them."""
-    orphans = [
-        run
-        for run in session.store.runs()
-        if not run.state.is_terminal and run.id not in session.jobs
-    ]
-    for run in orphans:
-        reason = "SegDesk ended while this run was under way; its checkpoint is kept."
-        session.put_run(
-            Run(run.id, run.folder, run.base_model, RunState.CRASHED, run.new_model, reason)
+def stop_now(session: Session, run_id: str) -> None:
+    """End a run's process at once; what it learnt since its last checkpoint is lost."""
+    session.backend.kill(run_id)
+
+
+def can_resume(run: Run) -> bool:
+    """Whether a run that did not come to its end can go on."""
+    is_open = run.state in (RunState.CANCELED, RunState.FAILED, RunState.CRASHED)
+    has_begun = (run.folder / EVENTS).is_file()
+    has_state = (run.folder / CHECKPOINT).is_file()
+    return is_open and (run.folder / "manifest.json").is_file() and (has_state or not has_begun)
+
+
+def resume(session: Session, run_id: str) -> Run:
+    """Let a run go on in its folder, from its last checkpoint.
+
+    Raises
+    ------
+    InputError
+        There is no such run, it came to its end, or it has no checkpoint.
+    """
+    runs = {run.id: run for run in session.store.runs()}
+    if run_id not in runs:
+        known = ", ".join(runs) or "none yet"
+        raise InputError(f"This project has no run called {run_id!r}; there are: {known}.")
+    if not can_resume(runs[run_id]):
+        raise InputError(
+            f"The run {run_id} cannot go on: it is {runs[run_id].state} and has no checkpoint to "
+            "go on from; start a new one."
         )
-    return orphans
+    return _enqueue(session, replace(runs[run_id], state=RunState.QUEUED, reason=""))
+
+
+def leave_running(session: Session) -> None:
+    """Let what is under way go on when the session is closed; :func:`find_runs` finds it."""
+    for run in session.store.runs():
+        if run.id in session.jobs and run.state is RunState.RUNNING:
+            session.part_from(run.id)
+
+
+def find_runs(session: Session) -> list[Run]:
+    """Take up the runs of an earlier start of the program.
+
+    One that still goes on is followed; one that came to its end is taken in; what a
+    killed program left behind is marked as crashed. Returns the last kind.
+    """
+    crashed = []
+    for run in session.store.runs():
+        if run.state.is_terminal or run.id in session.jobs:
+            continue
+        end = end_of(run.folder)
+        if process_of(run.folder) is not None:
+            session.adopt(run)
+            session.backend.follow(run.id, run.folder)
+        elif end is not None:
+            session.handle(end)
+        elif run.state is RunState.QUEUED:
+            reason = "SegDesk was closed before this run's turn came."
+            session.put_run(replace(run, state=RunState.CANCELED, reason=reason))
+        else:
+            reason = "SegDesk ended while this run was under way; it can go on from its last "
+            ended = replace(run, state=RunState.CRASHED, reason=reason + "checkpoint.")
+            session.put_run(ended)
+            crashed.append(ended)
+    return crashed
+
+
+# Before a run --------------------------------------------------------------------
+
+
+def estimate(session: Session, config: TrainingConfig, model: str | None = None) -> str:
+    """Ask what a run of each recipe would take; answered by ``estimated`` events.
+
+    Returns
+    -------
+    str
+        The job's id, which the events carry.
+
+    Raises
+    ------
+    InputError
+        There is no model to start from.
+    """
+    store = session.store
+    entry = _find_start(store, model)
+    items = [item.sample for item in labelled_samples(store)]
+    sides = {split: [_sides(s) for s in items if s.split is split] for split in Split}
+    job = session.new_job("estimate")
+    session.backend.prepare(
+        EstimateOrder(
+            job=job,
+            model_folder=entry.folder,
+            classes=store.classes.names,
+            colors=tuple(c.color for c in store.classes.classes),
+            images=tuple(sides[Split.TRAIN]),
+            judged=tuple(sides[Split.VALIDATION]),
+            config=config,
+        )
+    )
+    return job
+
+
+def _sides(sample: Sample) -> tuple[int, int]:
+    height, width = sample.shape[-2:]
+    return height, width
+
+
+def vary(session: Session, config: TrainingConfig, sample_id: str) -> str:
+    """Ask for pictures of an image as augmentation varies it; answered by ``varied``."""
+    store = session.store
+    sample = store.sample(sample_id)
+    annotation = store.annotation(sample_id)
+    is_known = annotation is not None and annotation.revision > 0
+    job = session.new_job("vary")
+    session.backend.prepare(
+        VaryOrder(
+            job=job,
+            image=sample.path,
+            labels=store.revision_file(sample_id, annotation.revision)
+            if annotation is not None and is_known
+            else None,
+            model_folder=_find_start(store, None).folder,
+            colors=tuple(c.color for c in store.classes.classes),
+            config=config,
+            out=store.folder / "cache" / "examples",
+        )
+    )
+    return job
 
 
 def _new_run_id(project: Path, model: str) -> str:

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from segdesk.jobs.messages import AnyEvent, PredictOrder, RefineOrder, View, ViewOrder
+from segdesk.jobs.following import FollowedRun
+from segdesk.jobs.messages import (
+    AnyEvent,
+    EstimateOrder,
+    LeaveOrder,
+    PauseOrder,
+    PredictOrder,
+    RefineOrder,
+    RunOrder,
+    VaryOrder,
+    View,
+    ViewOrder,
+)
 from segdesk.jobs.worker import WorkerProcess
 
 
@@ -24,7 +36,9 @@ class WorkerBackend:
         self._on_event = on_event
         self._engine_log = engine_log
         self._engine: WorkerProcess | None = None
-        self._runs: dict[str, WorkerProcess] = {}
+        self._runs: dict[str, WorkerProcess | FollowedRun] = {}
+        #: A training process that has torch loaded and waits for a run.
+        self._waiting: WorkerProcess | None = None
 
     def warm(self) -> None:
         """Start the engine now, so that the first prediction need not wait for it."""
@@ -39,15 +53,59 @@ class WorkerBackend:
         self._ensure_engine().give(order.job, order)
 
     def train(self, run_id: str, folder: Path) -> None:
-        """Start a run in a process of its own."""
-        run = WorkerProcess(
+        """Start a run in a process of its own: the one that waits, if there is one."""
+        waiting, self._waiting = self._waiting, None
+        log = folder / "log.txt"
+        if waiting is not None and waiting.is_alive:
+            waiting.take_log(log)
+            waiting.give(run_id, RunOrder(job=run_id, folder=folder))
+            self._runs[run_id] = waiting
+            return
+        self._runs[run_id] = WorkerProcess(
             ("-m", "segdesk.training", str(folder)),
             name="training",
             on_event=self._on_event,
-            log=folder / "log.txt",
+            log=log,
             first_job=run_id,
         )
-        self._runs[run_id] = run
+
+    def prepare(self, order: EstimateOrder | VaryOrder) -> None:
+        """Ask a training process that waits for a run; it starts now if there is none."""
+        if self._waiting is None or not self._waiting.is_alive:
+            log = self._engine_log.with_name("training.log")
+            self._waiting = WorkerProcess(
+                ("-m", "segdesk.training", "--wait", str(log)),
+                name="training",
+                on_event=self._on_event,
+                log=log,
+            )
+        self._waiting.give(order.job, order)
+
+    def pause(self, run_id: str, is_paused: bool) -> None:
+        """Let a run wait before its next step, or go on."""
+        run = self._runs.get(run_id)
+        if isinstance(run, FollowedRun):
+            run.pause(run_id, is_paused)
+        elif run is not None:
+            run.tell(PauseOrder(job=run_id, is_paused=is_paused))
+
+    def kill(self, run_id: str) -> None:
+        """End a run's process at once."""
+        if run_id in self._runs:
+            self._runs[run_id].kill()
+
+    def leave(self, run_id: str) -> None:
+        """Let a run go on when the program ends."""
+        run = self._runs.pop(run_id, None)
+        if isinstance(run, WorkerProcess):
+            run.tell(LeaveOrder(job=run_id))
+            run.leave()
+        elif run is not None:
+            run.close()
+
+    def follow(self, run_id: str, folder: Path) -> None:
+        """Listen to a run that an earlier start of the program left."""
+        self._runs[run_id] = FollowedRun(folder, run_id, self._on_event)
 
     def look(self, job: str, view: View) -> None:
         """Tell the engine, if it lives."""
@@ -62,18 +120,25 @@ class WorkerBackend:
 
     def close(self) -> None:
         """End all workers; runs write a checkpoint first."""
-        workers = [w for w in (*self._runs.values(), self._engine) if w is not None]
+        for run_id, run in list(self._runs.items()):
+            if isinstance(run, FollowedRun):
+                run.cancel(run_id)
+                run.close()
+        workers = self._workers()
         for worker in workers:
             worker.close_input()
         for worker in workers:
             worker.close()
         self._runs.clear()
-        self._engine = None
+        self._engine = self._waiting = None
 
     def pids(self) -> list[int]:
         """Return the process ids of living workers."""
-        workers = (*self._runs.values(), self._engine)
-        return [w.pid for w in workers if w is not None and w.is_alive]
+        return [w.pid for w in self._workers() if w.is_alive]
+
+    def _workers(self) -> list[WorkerProcess]:
+        own = (*self._runs.values(), self._engine, self._waiting)
+        return [worker for worker in own if isinstance(worker, WorkerProcess)]
 
     def _ensure_engine(self) -> WorkerProcess:
         if self._engine is None or not self._engine.is_alive:

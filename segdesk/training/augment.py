@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segdesk.config.training import Augmentation
+from segdesk.config.training import Augmentation, TrainingConfig
 from segdesk.nn.torchvision_compat import import_transforms
 from segdesk.training.dataset import Batch
+
+#: Greatest standard deviation of the noise, where the image's own range is 1.
+NOISE = 0.08
 
 
 class Augmenter:
@@ -19,28 +22,36 @@ class Augmenter:
 
     Parameters
     ----------
-    kind
-        ``FLIPS`` changes no value, ``FULL`` also turns and scales freely and varies
-        grey values.
+    config
+        ``augment``: ``flips`` changes no value, ``full`` also turns and scales freely and
+        varies grey values. ``elastic``, ``blur`` and ``noise`` are shares of the crops
+        that are bent, blurred and made noisy.
     """
 
-    def __init__(self, kind: Augmentation) -> None:
+    def __init__(self, config: TrainingConfig) -> None:
         v2 = import_transforms()
         from torchvision import tv_tensors
 
         self._tv = tv_tensors
-        self._is_full = kind is Augmentation.FULL
+        self._is_full = config.augment is Augmentation.FULL
+        self._noise = config.noise
         moves = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
-        if kind is Augmentation.FULL:
+        outside = {tv_tensors.Image: 0.0, tv_tensors.Mask: 0.0}
+        if self._is_full:
             affine = v2.RandomAffine(
                 degrees=45,
                 scale=(0.8, 1.25),
                 interpolation=v2.InterpolationMode.BILINEAR,
-                fill={tv_tensors.Image: 0.0, tv_tensors.Mask: 0.0},
+                fill=outside,
             )
             # It blurs and loses corners, so only some crops are moved so.
             moves.append(v2.RandomApply([affine], 0.3))
+        if config.elastic:
+            bend = v2.ElasticTransform(alpha=40.0, sigma=5.0, fill=outside)
+            moves.append(v2.RandomApply([bend], config.elastic))
         self._geometry = v2.Compose(moves)
+        blur = v2.GaussianBlur(kernel_size=7, sigma=(0.5, 2.0))
+        self._blur = v2.RandomApply([blur], config.blur) if config.blur else None
 
     def __call__(self, batch: Batch) -> Batch:
         """Return a batch with each crop varied on its own."""
@@ -50,12 +61,21 @@ class Augmenter:
             planes = torch.stack((label.float(), weight)).rot90(turns, (1, 2))
             image = image.rot90(turns, (1, 2))
             moved, mask = self._geometry(self._tv.Image(image), self._tv.Mask(planes))
-            plain_image = moved.as_subclass(Tensor)
-            images.append(vary_grey(plain_image) if self._is_full else plain_image)
+            images.append(self._vary_values(moved.as_subclass(Tensor)))
             plain = mask.as_subclass(Tensor)
             labels.append(plain[0].to(torch.uint8))
             weights.append(plain[1])
         return Batch(torch.stack(images), torch.stack(labels), torch.stack(weights))
+
+    def _vary_values(self, image: Tensor) -> Tensor:
+        if self._is_full:
+            image = vary_grey(image)
+        if self._blur is not None:
+            image = self._blur(image)
+        if self._noise and float(torch.rand(())) < self._noise:
+            strength = torch.empty(1).uniform_(0.01, NOISE)
+            image = (image + strength * torch.randn_like(image)).clamp_(0, 1)
+        return image
 
 
 def vary_grey(image: Tensor) -> Tensor:

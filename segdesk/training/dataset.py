@@ -18,7 +18,7 @@ from segdesk.core.errors import InputError
 from segdesk.core.manifest import ManifestSample
 from segdesk.inference.normalize import fit_channels, scale
 from segdesk.inference.predictor import planes_of
-from segdesk.io.images import read_image
+from segdesk.io.images import hash_file, read_image
 from segdesk.io.labels import read_labels
 
 if TYPE_CHECKING:
@@ -39,12 +39,15 @@ class Item:
         uint8 (Y, X).
     weights
         float32 (Y, X): how much a pixel counts, 0 for those nobody spoke about.
+    key
+        Names the pixels of ``image`` and nothing else: hash of the file, and plane.
     """
 
     name: str
     image: npt.NDArray[np.float32]
     labels: npt.NDArray[np.uint8]
     weights: npt.NDArray[np.float32]
+    key: str = ""
 
     def centers(self) -> npt.NDArray[np.int64]:
         """Return (n, 2) positions of pixels that count, for placing crops."""
@@ -66,7 +69,7 @@ def load_sample(sample: ManifestSample, card: ModelCard, corrected_weight: float
     unit = scale(fit_channels(image.data, card.channels, card.name), card.normalization)
     planes = planes_of(unit)
     if sample.labels is None:
-        return [_unlabelled(sample.id, plane) for plane in planes]
+        return [_unlabelled(sample, z, plane) for z, plane in enumerate(planes)]
     labels, supervision = read_labels(sample.labels)
     if image.data.shape[: labels.ndim] != labels.shape:
         raise InputError(
@@ -79,13 +82,14 @@ def load_sample(sample: ManifestSample, card: ModelCard, corrected_weight: float
     for z, plane in enumerate(planes):
         weights = pixel_weights(labels[z], supervision[z], corrected_weight)
         if weights.any():
-            items.append(Item(sample.id, plane, labels[z], weights))
+            items.append(Item(sample.id, plane, labels[z], weights, f"{sample.sha256}-{z}"))
     return items
 
 
-def _unlabelled(name: str, plane: npt.NDArray[np.float32]) -> Item:
+def _unlabelled(sample: ManifestSample, z: int, plane: npt.NDArray[np.float32]) -> Item:
     shape = plane.shape[:2]
-    return Item(name, plane, np.full(shape, UNLABELLED, np.uint8), np.ones(shape, np.float32))
+    labels, weights = np.full(shape, UNLABELLED, np.uint8), np.ones(shape, np.float32)
+    return Item(sample.id, plane, labels, weights, f"{sample.sha256}-{z}")
 
 
 def pixel_weights(
@@ -117,7 +121,8 @@ def load_rehearsal(folder: Path, card: ModelCard, origin: ModelCard) -> list[Ite
         weights = pixel_weights(labels, supervision, 1.0)
         if weights.any():
             unit = scale(data, card.normalization)
-            items.append(Item(f"rehearsal/{path.stem}", unit, labels, weights))
+            name = f"rehearsal/{path.stem}"
+            items.append(Item(name, unit, labels, weights, f"{hash_file(path)}-0"))
     return items
 
 
@@ -128,6 +133,14 @@ class Batch:
     image: Tensor
     labels: Tensor
     weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Return some of the crops."""
+        rows = slice(start, stop)
+        return Batch(self.image[rows], self.labels[rows], self.weights[rows])
 
 
 class CropSampler:
@@ -172,6 +185,14 @@ class CropSampler:
         ]
         return stack(crops)
 
+    def state(self) -> list[list[int]]:
+        """Return what is left of each pool's present order."""
+        return [list(order) for order in self._orders]
+
+    def restore(self, state: list[list[int]]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self._orders = [list(order) for order in state]
+
     def _next(self, which: int, size: int) -> int:
         order = self._orders[which]
         if not order:
@@ -202,7 +223,7 @@ def cut(item: Item, y: int, x: int, size: int) -> Item:
         image = np.pad(image, [*missing, (0, 0)], mode="reflect")
         labels = np.pad(labels, missing)
         weights = np.pad(weights, missing)
-    return Item(item.name, image, labels, weights)
+    return Item(item.name, image, labels, weights, item.key)
 
 
 def stack(items: Iterable[Item]) -> Batch:

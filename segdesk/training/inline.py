@@ -7,15 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from segdesk.config.inference import InferenceConfig
+from segdesk.core.errors import InputError
 from segdesk.core.manifest import ManifestSample
 from segdesk.inference.engine import Engine
 from segdesk.inference.predictor import Predictor
 from segdesk.jobs.cancel import CancelToken
-from segdesk.jobs.messages import AnyEvent, PredictOrder, RefineOrder, View
+from segdesk.jobs.control import RunControl
+from segdesk.jobs.messages import (
+    AnyEvent,
+    EstimateOrder,
+    PredictOrder,
+    RefineOrder,
+    VaryOrder,
+    View,
+)
 from segdesk.nn.device import pick_device
 from segdesk.nn.weights import load_model
 from segdesk.training.dataset import load_sample
 from segdesk.training.evaluate import Judge
+from segdesk.training.prepare import answer
 from segdesk.training.run import run_folder
 
 
@@ -31,7 +41,7 @@ class InlineBackend:
     def __init__(self, on_event: Callable[[AnyEvent], None]) -> None:
         self._on_event = on_event
         self._engine = Engine(on_event)
-        self._token = CancelToken()
+        self._control = RunControl()
 
     def predict(self, order: PredictOrder) -> None:
         """Predict now."""
@@ -44,8 +54,31 @@ class InlineBackend:
     def train(self, run_id: str, folder: Path) -> None:
         """Fine-tune now."""
         del run_id
-        self._token = CancelToken()  # a run that was stopped must not stop the next
-        run_folder(folder, self._on_event, self._token)
+        self._control = RunControl()  # a run that was stopped must not stop the next
+        run_folder(folder, self._on_event, self._control)
+
+    def prepare(self, order: EstimateOrder | VaryOrder) -> None:
+        """Answer now."""
+        answer(order, self._on_event, CancelToken())
+
+    def pause(self, run_id: str, is_paused: bool) -> None:
+        """Let a run wait, or go on (from another thread)."""
+        del run_id
+        self._control.pause(is_paused)
+
+    def kill(self, run_id: str) -> None:
+        """End a run at its next step: it is part of this process."""
+        self.cancel(run_id)
+
+    def leave(self, run_id: str) -> None:
+        """Nothing goes on without this process."""
+
+    def follow(self, run_id: str, folder: Path) -> None:
+        """Refuse: a command does not wait for what another program began."""
+        raise InputError(
+            f"The fine-tuning run {run_id} of this project goes on in the background; wait for its "
+            "end, or open the project in the app and stop it there."
+        )
 
     def look(self, job: str, view: View) -> None:
         """Nobody is looking."""
@@ -53,7 +86,7 @@ class InlineBackend:
     def cancel(self, job: str) -> None:
         """Ask the run to end at its next step (from a signal handler)."""
         del job
-        self._token.cancel()
+        self._control.cancel()
 
     def close(self) -> None:
         """Nothing is left running."""

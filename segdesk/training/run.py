@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from segdesk.config.training import TrainingConfig
 from segdesk.core.errors import CanceledError, InputError, SegDeskError
-from segdesk.core.manifest import RunManifest
+from segdesk.core.manifest import CHECKPOINT, RunManifest
 from segdesk.core.run import RunState
-from segdesk.jobs.cancel import CancelToken
+from segdesk.io.atomic import atomic_write_bytes
+from segdesk.jobs.control import RunControl
+from segdesk.jobs.following import EVENTS, new_lines, sign_in
 from segdesk.jobs.messages import AnyEvent, Finished
+from segdesk.training.checkpoint import load_state
 from segdesk.training.loop import FineTuning
 
 
-def run_folder(folder: Path, send: Callable[[AnyEvent], None], token: CancelToken) -> Finished:
-    """Do the run that ``folder`` describes; events also go to ``events.jsonl``."""
+def run_folder(folder: Path, send: Callable[[AnyEvent], None], control: RunControl) -> Finished:
+    """Do the run that ``folder`` describes; events also go to ``events.jsonl``.
+
+    A run that left a checkpoint goes on from there, and so does its journal.
+    """
     manifest = RunManifest.model_validate_json((folder / "manifest.json").read_text("utf-8"))
     config = TrainingConfig.model_validate_json((folder / "config.json").read_text("utf-8"))
+    with suppress(SegDeskError, OSError):
+        sign_in(folder)
+        _cut_journal(folder)
     # Unbuffered, so that on a full disk a line is lost and not the run's end.
-    with (folder / "events.jsonl").open("ab", buffering=0) as journal:
+    with (folder / EVENTS).open("ab", buffering=0) as journal:
 
         def tell(event: AnyEvent) -> None:
             with suppress(OSError):
                 journal.write(event.model_dump_json().encode() + b"\n")
             send(event)
 
-        finished = _finish(folder, manifest, config, tell, token)
+        finished = _finish(folder, manifest, config, tell, control)
         tell(finished)
     return finished
+
+
+def _cut_journal(folder: Path) -> None:
+    """Take back what the journal says of steps after the checkpoint, and of an end."""
+    path, state = folder / EVENTS, folder / CHECKPOINT
+    if not path.is_file():
+        return
+    last = int(load_state(state)["step"]) if state.is_file() else -1
+    kept = []
+    for line in new_lines(path, 0)[1]:
+        with suppress(ValueError):
+            event: dict[str, Any] = json.loads(line)
+            if event.get("event") != "finished" and event.get("step", 0) <= last:
+                kept.append(line)
+    atomic_write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
 
 
 def _finish(
@@ -39,11 +65,11 @@ def _finish(
     manifest: RunManifest,
     config: TrainingConfig,
     tell: Callable[[AnyEvent], None],
-    token: CancelToken,
+    control: RunControl,
 ) -> Finished:
     job = manifest.run
     try:
-        result = FineTuning(folder, manifest, config, tell, token).run()
+        result = FineTuning(folder, manifest, config, tell, control).run()
         return Finished(job=job, state=RunState.COMPLETED, result=result)
     except CanceledError:
         return Finished(job=job, state=RunState.CANCELED)
@@ -52,5 +78,16 @@ def _finish(
         return Finished(job=job, state=RunState.FAILED, reason=error.message, is_input=is_input)
     except Exception as error:  # noqa: BLE001  the child's boundary: its parent must be told
         traceback.print_exc(file=sys.stderr)
-        reason = f"Fine-tuning failed ({type(error).__name__}: {error}); the log says where."
-        return Finished(job=job, state=RunState.FAILED, reason=reason)
+        return Finished(job=job, state=RunState.FAILED, reason=_in_words(error, folder))
+
+
+def _in_words(error: Exception, folder: Path) -> str:
+    kept = ""
+    if (folder / CHECKPOINT).is_file():
+        kept = " It can go on from its last checkpoint."
+    if "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError":
+        return (
+            "The graphics card stopped answering while the model learnt; choose the device cpu, or "
+            f"start the computer again.{kept}"
+        )
+    return f"Fine-tuning failed ({type(error).__name__}: {error}); the log says where.{kept}"

@@ -182,7 +182,7 @@ class Workbench:
         session.events.prediction_ready.connect(self._on_prediction)
         session.events.model_changed.connect(self._on_model_changed)
         self.session_opened.emit(session)
-        for run in training.close_orphans(session):
+        for run in training.find_runs(session):
             notify(f"Fine-tuning run {run.id}: {run.reason}", "warning")
         return session
 

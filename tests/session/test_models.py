@@ -29,7 +29,7 @@ from segdesk.session.predicting import current_prediction, read_prediction, requ
 from segdesk.session.projects import NewImage, add_images, match_masks
 from segdesk.session.reviewing import next_samples
 from segdesk.session.session import Session
-from segdesk.session.training import close_orphans, start
+from segdesk.session.training import find_runs, start
 from segdesk.training.inline import InlineBackend
 
 TINY = TrainingConfig(steps=2, batch_size=2, crop_size=32, evaluate_every=50, device="cpu")
@@ -238,12 +238,12 @@ def test_runs_a_killed_program_left_behind_are_closed(
     again = reopen()
     said: list[Any] = []
     again.events.run_changed.connect(said.append)
-    (closed,) = close_orphans(again)
+    (closed,) = find_runs(again)
     assert closed.id == "r1"
     assert said == again.store.runs()[:1]
     assert said[0].state is RunState.CRASHED
     assert "checkpoint is kept" in said[0].reason
-    assert close_orphans(again) == []
+    assert find_runs(again) == []
 
 
 @pytest.mark.parametrize(("gain", "used"), [(0.3, "tiny-r1"), (0.0, "tiny")])

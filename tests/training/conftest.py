@@ -16,7 +16,7 @@ from segdesk.core.manifest import ManifestSample, RunManifest
 from segdesk.core.sample import Split
 from segdesk.io.images import hash_file
 from segdesk.io.labels import write_labels
-from segdesk.jobs.cancel import CancelToken
+from segdesk.jobs.control import RunControl
 from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Stepped
 from segdesk.training.run import run_folder
 
@@ -108,7 +108,7 @@ def train(new_run: Callable[..., Path]) -> Callable[..., Outcome]:
         name: str,
         base: Path | None,
         *,
-        token: CancelToken | None = None,
+        token: RunControl | None = None,
         on_event: Callable[[AnyEvent], None] = lambda event: None,
         **settings: Any,
     ) -> Outcome:
@@ -118,7 +118,7 @@ def train(new_run: Callable[..., Path]) -> Callable[..., Outcome]:
             outcome.events.append(event)
             on_event(event)
 
-        run_folder(outcome.folder, hear, token or CancelToken())
+        run_folder(outcome.folder, hear, token or RunControl())
         return outcome
 
     return run

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segdesk.config.training import Augmentation
+from segdesk.config.training import Augmentation, TrainingConfig
 from segdesk.training.augment import Augmenter
 from segdesk.training.dataset import Batch, CropSampler, Item, cut, pixel_weights
 
@@ -83,7 +83,9 @@ def test_augmentation_moves_image_and_labels_together(channels: int) -> None:
     labels = torch.zeros(4, 64, 64, dtype=torch.uint8)
     image[:, :, 20:44, 10:30] = 0.9
     labels[:, 20:44, 10:30] = 1
-    moved = Augmenter(Augmentation.FULL)(Batch(image, labels, torch.ones(4, 64, 64)))
+    moved = Augmenter(TrainingConfig(augment=Augmentation.FULL))(
+        Batch(image, labels, torch.ones(4, 64, 64))
+    )
     assert moved.image.shape == image.shape
     assert moved.labels.dtype == torch.uint8
     assert set(moved.weights.unique().tolist()) <= {0.0, 1.0}

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from segdesk.core.run import RunState
-from segdesk.jobs.cancel import CancelToken
+from segdesk.jobs.control import RunControl
 from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Progressed, Said, Stepped
 from segdesk.nn.weights import load_model
 from segdesk.training.run import run_folder
@@ -186,7 +186,7 @@ def test_replay_keeps_what_was_known(tmp_path: Path, train: Train, make_model: M
 def test_cancelling_leaves_a_checkpoint(
     tmp_path: Path, train: Train, make_model: MakeModel
 ) -> None:
-    token = CancelToken()
+    token = RunControl()
 
     def hear(event: AnyEvent) -> None:
         if isinstance(event, Stepped) and event.step == 2:
@@ -235,7 +235,7 @@ def test_an_image_that_changed_its_size_is_named(
 
     folder = new_run("r", make_model(tmp_path / "m"))
     Image.fromarray(discs(0, 48)[0]).save(folder / "1.png")
-    end = run_folder(folder, lambda event: None, CancelToken())
+    end = run_folder(folder, lambda event: None, RunControl())
     assert end.state is RunState.FAILED
     assert "1.png has changed its size" in end.reason
 
@@ -297,7 +297,7 @@ def start_from(folder: Path, encoder_weights: str) -> list[AnyEvent]:
     manifest = json.loads(file.read_text("utf-8"))
     file.write_text(json.dumps(manifest | {"encoder_weights": encoder_weights}), "utf-8")
     events: list[AnyEvent] = []
-    run_folder(folder, events.append, CancelToken())
+    run_folder(folder, events.append, RunControl())
     return events
 
 
@@ -332,7 +332,7 @@ def test_a_download_is_reported_and_can_be_called_off(
     new_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What downloads is tested with a server in tests/nn; here, that the run listens."""
-    token = CancelToken()
+    token = RunControl()
     events: list[AnyEvent] = []
 
     def load(encoder: torch.nn.Module, source: str, progress: Callable[..., None]) -> str:
@@ -341,7 +341,7 @@ def test_a_download_is_reported_and_can_be_called_off(
         progress(13_000_000, 99_000_000, "Downloading x")
         raise AssertionError
 
-    monkeypatch.setattr("segdesk.training.loop.load_encoder_weights", load)
+    monkeypatch.setattr("segdesk.training.start.load_encoder_weights", load)
     folder = new_run("r", None)
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     (folder / "manifest.json").write_text(

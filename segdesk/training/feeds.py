@@ -1,0 +1,92 @@
+"""What a run learns from, step by step: crops of images, or features of them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from segdesk.core.card import Normalization
+from segdesk.nn.losses import Loss
+from segdesk.training.augment import Augmenter
+from segdesk.training.dataset import Batch, CropSampler
+
+
+class Feed(Protocol):
+    """Draws batches and knows what the loss of one is."""
+
+    def draw(self) -> Any:
+        """Return the next batch."""
+        ...
+
+    def loss(self, network: nn.Module, batch: Any, loss: Loss) -> Tensor:
+        """Return the loss of a batch, ready for a backward pass."""
+        ...
+
+    def state(self) -> list[list[int]]:
+        """Return where it is, to go on there."""
+        ...
+
+    def restore(self, state: list[list[int]]) -> None:
+        """Go on there."""
+        ...
+
+
+class CropFeed:
+    """Crops, varied by augmentation.
+
+    Parameters
+    ----------
+    sampler
+        Cuts the crops.
+    augment
+        Varies them; None leaves them as they are.
+    normalization
+        Of the model.
+    needs_labels
+        False for a network with a loss of its own.
+    """
+
+    def __init__(
+        self,
+        sampler: CropSampler,
+        augment: Augmenter | None,
+        normalization: Normalization,
+        device: torch.device,
+        *,
+        needs_labels: bool = True,
+    ) -> None:
+        self._sampler = sampler
+        self._augment = augment
+        self._how = normalization
+        self._device = device
+        self._needs_labels = needs_labels
+
+    def draw(self) -> Batch:
+        """Return the next batch."""
+        batch = self._sampler.draw()
+        return self._augment(batch) if self._augment is not None else batch
+
+    def loss(self, network: nn.Module, batch: Batch, loss: Loss) -> Tensor:
+        """Return the loss of a batch, all outputs of the network together."""
+        model: Any = network
+        image = ((batch.image - self._how.mean) / self._how.std).to(
+            self._device, memory_format=torch.channels_last
+        )
+        if not self._needs_labels:
+            own: Tensor = model.own_loss(image)
+            return own
+        labels, weights = batch.labels.to(self._device), batch.weights.to(self._device)
+        # Third parties' networks may know of no auxiliary outputs.
+        has_more = hasattr(model, "training_maps")
+        outputs = model.training_maps(image) if has_more else [(1.0, model(image))]
+        return torch.stack([share * loss(m.float(), labels, weights) for share, m in outputs]).sum()
+
+    def state(self) -> list[list[int]]:
+        """Return where it is."""
+        return self._sampler.state()
+
+    def restore(self, state: list[list[int]]) -> None:
+        """Go on there."""
+        self._sampler.restore(state)
