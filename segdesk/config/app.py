@@ -30,7 +30,7 @@ class RunHabits(Knobs):
     )
     on_close: OnClose = Field(
         OnClose.ASK,
-        title="Closed meanwhile",
+        title="Closing during a run",
         description="When the window is closed during a run: ask; go on: the run goes on without "
         "the window and is found again; stop: it ends, and its checkpoint is kept.",
         json_schema_extra={"basic": True},

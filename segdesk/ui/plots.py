@@ -180,7 +180,7 @@ def make_plot(title: str, legend_offset: tuple[int, int] | None, height: int) ->
         axis.enableAutoSIPrefix(False)
         axis.setPen(FOREGROUND)
         axis.setTextPen(FOREGROUND)
-    plot.getAxis("left").setWidth(56)
+    plot.getAxis("left").setWidth(64)
     return plot
 
 

@@ -137,9 +137,9 @@ def score_rows(
     return rows if None in old else [*rows, _score_row("Images it knew: Dice", *old)]
 
 
-def verdict_words(found: Verdict) -> str:
+def verdict_words(found: Verdict, model: str) -> str:
     """Say whether a new model is better: in a word, then in sentences."""
-    return f"<b>Verdict: {found.judgement}</b><br>{found.text}"
+    return f"<b>{model}: {found.judgement}</b><br>{found.text}"
 
 
 def _after(prefix: str, reason: str) -> str:

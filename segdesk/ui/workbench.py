@@ -14,7 +14,7 @@ from psygnal import Signal
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QDockWidget, QMainWindow, QWidget
 
-from segdesk.config.app import RunHabits
+from segdesk.config.app import OnClose, RunHabits
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.classes import ClassMap
 from segdesk.core.errors import InputError
@@ -189,6 +189,8 @@ class Workbench:
     def close(self, *, is_window_gone: bool = False) -> None:
         """Close the project: ends workers, timers and threads; may be called again.
 
+        A run under way is stopped, unless the user wants runs to go on without the window.
+
         Parameters
         ----------
         is_window_gone
@@ -197,6 +199,8 @@ class Workbench:
         session, self._session = self._session, None
         if session is None:
             return
+        if self._habits.on_close is OnClose.GO_ON:
+            training.leave_running(session)
         self._opening += 1
         self._live.close()
         self._leave_sample()

@@ -380,9 +380,9 @@ def test_a_better_model_is_used_by_itself_only_where_that_was_asked_for(
 def test_words_without_a_score_say_why() -> None:
     rows = score_rows(scores(None, None), scores(0.5, 0.9))
     assert [row[1:] for row in rows] == [("\N{EN DASH}", "0.500", "")] * 2
-    assert "no score can be given" in verdict_words(judge(None, None))
-    five = verdict_words(judge(scores(0.5, 0.9), scores(0.8, 0.5)))
-    assert five.startswith("<b>Verdict: better</b>")
+    assert "no score can be given" in verdict_words(judge(None, None), "base-r1")
+    five = verdict_words(judge(scores(0.5, 0.9), scores(0.8, 0.5)), "base-r1")
+    assert five.startswith("<b>base-r1: better</b>")
     assert "better on the 5 images held back: Dice +0.300" in five
     assert "It has forgotten part of what it knew" in five
 
