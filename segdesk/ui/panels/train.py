@@ -122,7 +122,8 @@ class TrainPanel(Panel):
 
     def _connect(self) -> None:
         self.origin.changed.connect(self._on_origin)
-        self.form.changed.connect(self._ask_later)
+        for form in (self.form, self.origin.form):
+            form.changed.connect(self._ask_later)
         self.checks.changed.connect(self._on_checked)
         self.queue.unwanted.connect(self._remove)
         self.models.wanted.connect(self._use_model)
