@@ -193,8 +193,8 @@ def _no_pairs_words(before: Mapping[str, Any] | None, after: Mapping[str, Any] |
         return f"No evidence: other images or classes were judged before than after.{now}"
     poor = _poor_words(after or {})
     return (
-        "No evidence: there is no score before to compare with, since the model did not know "
-        f"these classes.{now}" + (f" {poor}" if poor else "")
+        "No evidence: there is no score before to compare with, since the model began untrained or "
+        f"did not know these classes.{now}" + (f" {poor}" if poor else "")
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,18 +17,100 @@ import torch
 
 from segdesk import __version__
 from segdesk.config.training import TrainingConfig
-from segdesk.core.errors import InputError
+from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.manifest import ManifestSample, RunManifest
 from segdesk.core.round import Round, RoundCheck, RoundInput, RoundOrigin, RoundPlatform
 from segdesk.core.run import RunState
 from segdesk.core.verdict import judge
 from segdesk.io.packages import REHEARSAL, hash_weights
+from segdesk.io.rounds import ROUND, write_round
 from segdesk.io.sources import hash_source
-from segdesk.jobs.messages import Finished
+from segdesk.jobs.following import EVENTS
+from segdesk.jobs.messages import AnyEvent, Finished, Said
 from segdesk.nn.device import pick_device
 
 #: Where the last weights of a run that made no model may lie, the best first.
 KEPT = ("checkpoints/best.safetensors", "checkpoints/last.safetensors")
+
+
+class Ledger:
+    """Writes the round of one run: made when the run starts, closed when it ends.
+
+    Parameters
+    ----------
+    folder
+        The run's folder. The round of an earlier start of the same run is taken away.
+    """
+
+    def __init__(self, folder: Path, manifest: RunManifest, config: TrainingConfig) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._config = config
+        self._is_ours = is_first_process()
+        self._stock = take_stock(manifest) if self._is_ours else Stock((), RoundOrigin(model=""))
+        self._started = _now()
+        if self._is_ours:
+            with suppress(OSError):
+                (folder / ROUND).unlink(missing_ok=True)
+
+    def close(self, finished: Finished, tell: Callable[[AnyEvent], None]) -> Finished:
+        """Write the round, and return the run's end with the verdict in its result.
+
+        A ledger that cannot be written, on a full disk, takes nothing from a model that was
+        made: it is told, and that is all.
+        """
+        if not self._is_ours:
+            return finished
+        try:
+            write_round(self._folder, self._compile(finished))
+        except (SegDeskError, OSError) as error:
+            reason = error.message if isinstance(error, SegDeskError) else str(error)
+            tell(Said(job=self._manifest.run, text=f"This round is not in the ledger: {reason}"))
+        if finished.state is not RunState.COMPLETED:
+            return finished
+        verdict = judge(finished.result.get("before"), finished.result.get("after"))
+        result = {
+            **finished.result,
+            "verdict": str(verdict.judgement),
+            "verdict_text": verdict.text,
+            "difference": verdict.difference,
+            "interval": verdict.interval,
+        }
+        return finished.model_copy(update={"result": result})
+
+    def _compile(self, finished: Finished) -> Round:
+        folder, manifest, config = self._folder, self._manifest, self._config
+        steps, checks = _read_journal(folder / EVENTS)
+        is_done = finished.state is RunState.COMPLETED
+        before = finished.result.get("before") or (checks[0]["scores"] if 0 in checks else None)
+        after = finished.result.get("after") if is_done else None
+        verdict = judge(before, after) if is_done else None
+        return Round(
+            run=manifest.run,
+            state=finished.state,
+            reason=finished.reason,
+            new_model=manifest.new_model,
+            classes=manifest.classes,
+            inputs=self._stock.inputs,
+            origin=self._stock.origin,
+            config=config.model_dump(mode="json"),
+            seed=config.seed,
+            platform=this_platform(config),
+            started=self._started,
+            ended=_now(),
+            steps=tuple(steps),
+            losses=tuple(event["loss"] for event in steps.values()),
+            learning_rates=tuple(event["learning_rate"] for event in steps.values()),
+            checks=tuple(_check(event) for event in checks.values()),
+            before=before,
+            after=after,
+            difference=verdict.difference if verdict else None,
+            interval=verdict.interval if verdict else None,
+            verdict=str(verdict.judgement) if verdict else None,
+            verdict_text=verdict.text if verdict else "",
+            weights_sha256=hash_weights(folder / "model") if is_done else "",
+            kept="" if is_done else next((k for k in KEPT if (folder / k).is_file()), ""),
+        )
 
 
 @dataclass(frozen=True)
@@ -36,57 +119,16 @@ class Stock:
 
     inputs: tuple[RoundInput, ...]
     origin: RoundOrigin
-    started: str
 
 
 def take_stock(manifest: RunManifest) -> Stock:
     """Hash what a run is given. A file that cannot be read has no hash and is no error here."""
-    return Stock(
-        inputs=tuple(_input(sample) for sample in manifest.samples),
-        origin=_origin(manifest),
-        started=_now(),
-    )
+    return Stock(tuple(_input(sample) for sample in manifest.samples), _origin(manifest))
 
 
-def enter(
-    folder: Path,
-    manifest: RunManifest,
-    config: TrainingConfig,
-    stock: Stock,
-    finished: Finished,
-) -> Round:
-    """Compile the round of a run from its folder and how it ended."""
-    steps, checks = _read_journal(folder / "events.jsonl")
-    is_done = finished.state is RunState.COMPLETED
-    before = finished.result.get("before") or (checks[0]["scores"] if 0 in checks else None)
-    after = finished.result.get("after") if is_done else None
-    verdict = judge(before, after) if is_done else None
-    return Round(
-        run=manifest.run,
-        state=finished.state,
-        reason=finished.reason,
-        new_model=manifest.new_model,
-        classes=manifest.classes,
-        inputs=stock.inputs,
-        origin=stock.origin,
-        config=config.model_dump(mode="json"),
-        seed=config.seed,
-        platform=this_platform(config),
-        started=stock.started,
-        ended=_now(),
-        steps=tuple(steps),
-        losses=tuple(event["loss"] for event in steps.values()),
-        learning_rates=tuple(event["learning_rate"] for event in steps.values()),
-        checks=tuple(_check(event) for event in checks.values()),
-        before=before,
-        after=after,
-        difference=verdict.difference if verdict else None,
-        interval=verdict.interval if verdict else None,
-        verdict=str(verdict.judgement) if verdict else None,
-        verdict_text=verdict.text if verdict else "",
-        weights_sha256=hash_weights(folder / "model") if is_done else "",
-        kept="" if is_done else next((k for k in KEPT if (folder / k).is_file()), ""),
-    )
+def is_first_process() -> bool:
+    """Whether this is not one of the further processes of a run on several devices."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 def this_platform(config: TrainingConfig) -> RoundPlatform:

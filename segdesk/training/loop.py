@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ class FineTuning:
         for step in range(first, self._config.steps + 1):
             began += self._control.wait(self._tell_pause)
             self._leave_if_canceled(step - 1)
-            loss = self._step(wrapped, optimizer)
+            loss = self._step(wrapped, optimizer, step)
             self._average.take(self._network, step)
             self._report(step, loss, began, first)
             self._schedule.step()
@@ -266,7 +266,7 @@ class FineTuning:
 
     # The steps -----------------------------------------------------------------
 
-    def _step(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    def _step(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> float:
         """Make one step; where memory is too small for the batch, in parts of it.
 
         Gradients of the parts are summed, so the batch stays what it was. (Dice is taken
@@ -287,9 +287,28 @@ class FineTuning:
                     raise
             # Outside the handler, which would hold on to the tensors of the failed try.
             self._take_smaller_parts(len(batch))
-        self._team.clip(wrapped, optimizer, config.clip)
+        if not math.isfinite(loss):
+            self._leave_diverged(f"The loss became {loss}", step)
+        if not self._team.clip(wrapped, optimizer, config.clip):
+            self._leave_diverged("The gradients became infinite or no numbers", step)
         optimizer.step()
         return loss
+
+    def _leave_diverged(self, what: str, step: int) -> NoReturn:
+        """End the run before a step that would spoil the weights; those so far are kept."""
+        kept = ""
+        if step > 1:
+            path = self._folder / "checkpoints" / "last.safetensors"
+            if self._team.is_first:
+                save_checkpoint(path, self._average.mean, step - 1)
+            kept = f" The weights after step {step - 1}, the last good ones, are kept in {path}."
+        if self._best_state is not None:
+            best = self._folder / "checkpoints" / "best.safetensors"
+            kept += f" Those that did best so far are in {best}."
+        raise SegDeskError(
+            f"{what} at step {step}, so the run was ended and the model it started from is "
+            f"untouched; try a lower learning rate.{kept}"
+        )
 
     def _accumulate(
         self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: Any
@@ -320,14 +339,6 @@ class FineTuning:
         )
 
     def _report(self, step: int, loss: float, began: float, first: int) -> None:
-        if not math.isfinite(loss):
-            kept = "" if self._best_state is None else (
-                " The best weights so far are kept in checkpoints/best.safetensors."
-            )  # fmt: skip
-            raise SegDeskError(
-                f"The loss became {loss} at step {step}, so the run was ended and the model it "
-                f"started from is untouched; try a lower learning rate.{kept}"
-            )
         total = self._config.steps
         group = self._optimizer.param_groups[0]
         passed = time.monotonic() - began

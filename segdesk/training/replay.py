@@ -62,7 +62,7 @@ def replay(
         The run made no model, or an image, label file or model it used has changed or
         is gone; each is named.
     CanceledError
-        The control was told to cancel.
+        The control was set.
     SegDeskError
         The second run failed.
     """
@@ -74,6 +74,8 @@ def replay(
     manifest = RunManifest.model_validate_json((folder / "manifest.json").read_text("utf-8"))
     if changes := changed_inputs(manifest, entry):
         raise InputError(f"{entry.run} cannot be done again: {'; '.join(changes)}.")
+    # Features that another run left in the project are no proof.
+    manifest = manifest.model_copy(update={"features": None})
     config = _config(entry)
     with _threads(entry.platform.threads), tempfile.TemporaryDirectory() as place:
         notes = _platform_changes(entry.platform, this_platform(config))

@@ -14,14 +14,12 @@ from segdesk.config.training import TrainingConfig
 from segdesk.core.errors import CanceledError, InputError, SegDeskError
 from segdesk.core.manifest import CHECKPOINT, RunManifest
 from segdesk.core.run import RunState
-from segdesk.core.verdict import judge
 from segdesk.io.atomic import atomic_write_bytes
-from segdesk.io.rounds import write_round
 from segdesk.jobs.control import RunControl
 from segdesk.jobs.following import EVENTS, new_lines, sign_in
-from segdesk.jobs.messages import AnyEvent, Finished, Said
+from segdesk.jobs.messages import AnyEvent, Finished
 from segdesk.training.checkpoint import load_state
-from segdesk.training.ledger import Stock, enter, take_stock
+from segdesk.training.ledger import Ledger
 from segdesk.training.loop import FineTuning
 
 
@@ -43,9 +41,8 @@ def run_folder(folder: Path, send: Callable[[AnyEvent], None], control: RunContr
                 journal.write(event.model_dump_json().encode() + b"\n")
             send(event)
 
-        stock = take_stock(manifest)
-        finished = _finish(folder, manifest, config, tell, control)
-        finished = _enter_round(folder, manifest, config, stock, finished, tell)
+        ledger = Ledger(folder, manifest, config)
+        finished = ledger.close(_finish(folder, manifest, config, tell, control), tell)
         tell(finished)
     return finished
 
@@ -63,37 +60,6 @@ def _cut_journal(folder: Path) -> None:
             if event.get("event") != "finished" and event.get("step", 0) <= last:
                 kept.append(line)
     atomic_write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
-
-
-def _enter_round(
-    folder: Path,
-    manifest: RunManifest,
-    config: TrainingConfig,
-    stock: Stock,
-    finished: Finished,
-    tell: Callable[[AnyEvent], None],
-) -> Finished:
-    """Write the run into the ledger, and give its verdict to whoever waits for its end.
-
-    A ledger that cannot be written, on a full disk, takes nothing from a model that was made.
-    """
-    try:
-        entry = enter(folder, manifest, config, stock, finished)
-        write_round(folder, entry)
-    except (SegDeskError, OSError) as error:
-        reason = error.message if isinstance(error, SegDeskError) else str(error)
-        tell(Said(job=manifest.run, text=f"This round is not in the ledger: {reason}"))
-    if finished.state is not RunState.COMPLETED:
-        return finished
-    verdict = judge(finished.result.get("before"), finished.result.get("after"))
-    result = {
-        **finished.result,
-        "verdict": str(verdict.judgement),
-        "verdict_text": verdict.text,
-        "difference": verdict.difference,
-        "interval": verdict.interval,
-    }
-    return finished.model_copy(update={"result": result})
 
 
 def _finish(

@@ -65,7 +65,7 @@ def test_without_a_score_before_or_after_it_says_why() -> None:
     assert (new.judgement, new.difference, new.interval, new.images) == (
         Judgement.NO_EVIDENCE, None, None, 0,
     )  # fmt: skip
-    assert "the model did not know these classes. It now has Dice 0.703 on 6 images" in new.text
+    assert "did not know these classes. It now has Dice 0.703 on 6 images" in new.text
     for nothing in (judge(scores([]), scores([])), judge(None, None), judge(scores(LOW), None)):
         assert nothing.judgement is Judgement.NO_EVIDENCE
         assert "no labelled image is held back" in nothing.text

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.errors import InputError
@@ -20,7 +21,7 @@ from segdesk.core.run import RunState
 from segdesk.core.sample import Split
 from segdesk.core.verdict import Judgement, judge
 from segdesk.io.rounds import read_round
-from segdesk.jobs.cancel import CancelToken
+from segdesk.jobs.control import RunControl
 from segdesk.jobs.messages import AnyEvent, Said, Stepped
 from segdesk.training.inline import evaluate_model
 
@@ -109,7 +110,7 @@ def test_inverted_masks_make_it_worse(tmp_path: Path, train: Train, make_model: 
 def test_a_run_that_was_stopped_or_failed_is_a_round_too(
     tmp_path: Path, train: Train, make_model: MakeModel
 ) -> None:
-    base, token = make_model(tmp_path / "m"), CancelToken()
+    base, token = make_model(tmp_path / "m"), RunControl()
 
     def stop(event: AnyEvent) -> None:
         if isinstance(event, Stepped) and event.step == 2:
@@ -154,3 +155,31 @@ def test_a_damaged_round_is_named(tmp_path: Path, train: Train, make_model: Make
     assert read_round(done.folder) is None
     shutil.rmtree(done.folder)
     assert read_round(done.folder) is None
+
+
+def test_a_run_that_diverges_keeps_its_last_good_weights(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    """A planted explosion: far too long steps, without a limit on gradients."""
+    base = make_model(tmp_path / "m")
+    done = train(
+        "r", base, steps=400, optimizer="sgd", momentum=0.99, learning_rate=1.0, clip=1e6,
+        loss="focal", focal_gamma=0, augment="none", evaluate_every=1000, schedule="constant",
+        warm_up=0.0, foreground_weight=100,
+    )  # fmt: skip
+    assert done.end.state is RunState.FAILED
+    assert not done.end.is_input
+    kept = done.folder / "checkpoints" / "last.safetensors"
+    assert str(kept) in done.end.reason
+    assert "the last good ones" in done.end.reason
+    assert "try a lower learning rate" in done.end.reason
+    weights = load_file(kept)
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert any(
+        not torch.equal(tensor, weights[name])
+        for name, tensor in load_file(base / "weights.safetensors").items()
+    )
+    found = round_of(done.folder)
+    assert (found.state, found.kept) == (RunState.FAILED, "checkpoints/last.safetensors")
+    assert f"after step {found.steps[-1]}," in found.reason
+    assert not (done.folder / "model").exists()
