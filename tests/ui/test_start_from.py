@@ -67,6 +67,7 @@ def test_a_new_model_is_built_as_the_form_says(
     editors["variant"].widget.setCurrentText("paper")
     editors["encoder_weights"].widget.setText(str(tmp_path / "weights.safetensors"))
     assert workbench.current_correction is not None
+    workbench.current_correction.replace(np.eye(64, dtype=np.uint8), "truth")
     workbench.current_correction.accept()
     qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: bool(manifests))  # the project is looked at first

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qtpy.QtCore import Qt, QTimer
@@ -12,8 +15,11 @@ from segdesk.config.training import TrainingConfig
 from segdesk.core.run import Run, RunState
 from segdesk.core.sample import Sample
 from segdesk.core.verdict import Judgement, Verdict, judge
+from segdesk.io.store import ProjectStore
+from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import Evaluated, Paused, Previewed, Progressed
 from segdesk.session import models, predicting, training
+from segdesk.session.annotating import learning_curve
 from segdesk.session.session import Session
 from segdesk.ui.bridge import Steps, reporting
 from segdesk.ui.checks import LOOKING, Checks
@@ -72,8 +78,10 @@ class TrainPanel(Panel):
         #: By id of the run that it judges; computing one takes a moment.
         self._verdicts: dict[str, Verdict] = {}
         self._is_stale = True
+        self._is_outlook_stale = True
         self._wants_start = False
         self.source = Hint()
+        self.outlook = Hint()
         self.origin = StartFrom()
         self.form: KnobsForm[TrainingConfig] = KnobsForm(TrainingConfig)
         self.examples = ExamplesButton(workbench, self.form.value)
@@ -110,7 +118,7 @@ class TrainPanel(Panel):
 
     def _lay_out(self) -> None:
         parts: tuple[QWidget, ...] = (
-            self.source, self.origin, self.form, self.start, self.reason, self.checks,
+            self.source, self.outlook, self.origin, self.form, self.start, self.reason, self.checks,
             self.state, self.control, self.bar, self.progress, self.said, self.queue,
             self.scores, self.verdict, self.use, self.back,
             self.preview, self.curves, self.models, heading("What happens by itself"),
@@ -157,6 +165,7 @@ class TrainPanel(Panel):
         self._verdicts.clear()
         self._forget_course(session)
         self._done = None
+        self._is_outlook_stale = True
         self._show_run(_on_show(session.store.runs()))
         self._on_models()
         self._ask_later()
@@ -200,6 +209,7 @@ class TrainPanel(Panel):
         self.queue.show_runs([])
         self.preview.clear_picture()
         self.said.say("")
+        self.outlook.say("")
         self._on_models()
 
     @reporting()
@@ -218,6 +228,7 @@ class TrainPanel(Panel):
             self._forget_course(session)
         if chosen.state is RunState.COMPLETED:
             self._done = chosen
+            self._is_outlook_stale = True
         self._show_run(chosen)
         self._update_models(session)
         self._update()
@@ -351,6 +362,7 @@ class TrainPanel(Panel):
         if session is None or not self._is_stale or not self.is_seen or self._is_running:
             return
         self._is_stale = False
+        self._ask_outlook(session)
         if self._why_not(session.store.samples()):
             self.checks.clear()
             self.estimates.clear()
@@ -360,6 +372,20 @@ class TrainPanel(Panel):
             self.estimates.ask_soon()
         else:
             self.estimates.clear()
+
+    def _ask_outlook(self, session: Session) -> None:
+        """Ask what more labelled images would bring, after each round anew."""
+        if self._is_outlook_stale and self._workbench.slow is not None:
+            self._is_outlook_stale = False
+            work, then = (
+                partial(_outlook, session.store.folder),
+                partial(self._tell_outlook, session),
+            )
+            self._workbench.slow.start(work, then)
+
+    def _tell_outlook(self, session: Session, done: Future[str]) -> None:
+        if session is self._workbench.session:
+            self.outlook.say(done.result())
 
     # How -----------------------------------------------------------------------
 
@@ -460,6 +486,13 @@ class TrainPanel(Panel):
         if before is not None:
             self.back.setText(f"Go back to {before}")
             self.back.show()
+
+
+def _outlook(project: Path, _token: CancelToken) -> str:
+    """Say what more labelled images would bring; nothing while that is not known."""
+    with ProjectStore.open(project, read_only=True) as store:
+        curve = learning_curve(store)
+    return curve.text if curve is not None else ""
 
 
 def _on_show(runs: list[Run]) -> Run | None:
