@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,11 +30,18 @@ class Picture(QLabel):
         Reads the file on one of its threads.
     name
         What it shows, for people who cannot see it.
+    later
+        Called when a picture has been read, to choose when :meth:`present` shows it; by
+        default it is shown at once.
     """
 
-    def __init__(self, workbench: Workbench, name: str) -> None:
+    def __init__(
+        self, workbench: Workbench, name: str, later: Callable[[], None] | None = None
+    ) -> None:
         super().__init__()
         self._workbench = workbench
+        self._later = later
+        self._read: QImage | None = None
         self._pixmap = QPixmap()
         self._number = 0
         self.setAccessibleName(name)
@@ -56,8 +64,15 @@ class Picture(QLabel):
     def clear_picture(self) -> None:
         """Show nothing."""
         self._number += 1
-        self._pixmap = QPixmap()
+        self._pixmap, self._read = QPixmap(), None
         self.hide()
+
+    def present(self) -> None:
+        """Show what was read last."""
+        if self._read is not None:
+            self._pixmap, self._read = QPixmap.fromImage(self._read), None
+            self.show()
+            self._fit()
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         """Scale the picture to the new width."""
@@ -67,9 +82,11 @@ class Picture(QLabel):
 
     def _take(self, number: int, image: QImage) -> None:
         if number == self._number and not image.isNull():
-            self._pixmap = QPixmap.fromImage(image)
-            self.show()
-            self._fit()
+            self._read = image
+            if self._later is not None:
+                self._later()
+            else:
+                self.present()
 
     def _fit(self) -> None:
         if self._pixmap.isNull() or self.width() < 2:

@@ -7,8 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyqtgraph as pg
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtGui import QShowEvent
+from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from segdesk.jobs.messages import Stepped
@@ -20,9 +19,6 @@ YOURS, REMEMBERED = "#e69f00", "#cc79a7"
 #: Weight of the newest loss in the smoothed curve.
 SMOOTHING: Final = 0.1
 
-#: The curves are drawn this often at most, in ms: painting on the image comes first.
-FRAME: Final = 250
-
 #: So many points are drawn of a curve; a screen shows no more.
 MOST_POINTS: Final = 1000
 
@@ -31,10 +27,14 @@ MOST_CLASSES: Final = 6
 
 
 class Curves(QWidget):
-    """Loss, learning rate, and Dice: on held-back and remembered images, and per class."""
+    """Loss, learning rate, and Dice: on held-back and remembered images, and per class.
+
+    What is added is seen after :meth:`draw`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self._total = 0
         self._steps: list[int] = []
         self._losses: list[float] = []
         self._smooth: list[float] = []
@@ -58,21 +58,18 @@ class Curves(QWidget):
         self._dice_plot.setLabel("bottom", "Training step")
         self._dice_plot.getAxis("bottom").setHeight(36)
         self._rate_plot.setToolTip("The learning rate")
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(FRAME)
-        self._timer.timeout.connect(self._draw)
 
     def clear(self, colors: Mapping[str, str] | None = None) -> None:
         """Start anew, with these colours of the classes (``#rrggbb`` by name)."""
         for values in (self._steps, self._losses, self._smooth, self._rates):
             values.clear()
+        self._total = 0
         self._dice.clear()
         self._colors = colors or {}
         for line in self._dice_lines.values():
             self._dice_plot.removeItem(line)
         self._dice_lines.clear()
-        self._draw()
+        self.draw()
 
     def add_steps(self, steps: Sequence[Stepped]) -> None:
         """Add training steps; a step made again after a resume takes the older's place."""
@@ -84,8 +81,7 @@ class Curves(QWidget):
             self._smooth.append(last + SMOOTHING * (step.loss - last))
             self._rates.append(step.learning_rate)
         if steps:
-            self._loss_plot.setXRange(0, steps[-1].total, padding=0.02)
-        self._draw_soon()
+            self._total = steps[-1].total
 
     def add_evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Add what the validation images came to; None means there are none."""
@@ -98,7 +94,6 @@ class Curves(QWidget):
             if value is not None:
                 points = [p for p in self._dice.get(name, ()) if p[0] < step]
                 self._dice[name] = [*points, (step, float(value))]
-        self._draw_soon()
 
     @property
     def points(self) -> tuple[int, int, int]:
@@ -123,23 +118,10 @@ class Curves(QWidget):
         """Whether there is a training step to see."""
         return bool(self._steps)
 
-    def showEvent(self, event: QShowEvent) -> None:
-        """Draw what came in while it was hidden."""
-        super().showEvent(event)
-        self._draw_soon()
-
-    def _forget_from(self, step: int) -> None:
-        while self._steps and self._steps[-1] >= step:
-            for values in (self._steps, self._losses, self._smooth, self._rates):
-                values.pop()
-
-    def _draw_soon(self) -> None:
-        if not self._timer.isActive():
-            self._timer.start()
-
-    def _draw(self) -> None:
-        if not self.isVisible():
-            return
+    def draw(self) -> None:
+        """Draw all that is known."""
+        if self._total:
+            self._loss_plot.setXRange(0, self._total, padding=0.02)
         steps = _thinned(self._steps)
         self._raw.setData(steps, _thinned(self._losses))
         self._line.setData(steps, _thinned(self._smooth))
@@ -148,6 +130,11 @@ class Curves(QWidget):
             if name not in self._dice_lines:
                 self._dice_lines[name] = self._add_line(name)
             self._dice_lines[name].setData([p[0] for p in points], [p[1] for p in points])
+
+    def _forget_from(self, step: int) -> None:
+        while self._steps and self._steps[-1] >= step:
+            for values in (self._steps, self._losses, self._smooth, self._rates):
+                values.pop()
 
     def _add_line(self, name: str) -> Any:
         own = {"images held back": YOURS, "images it knew": REMEMBERED}

@@ -272,6 +272,7 @@ def test_a_run_is_followed_while_painting_goes_on(
     session, bridge = parts
     train: Any = workbench.panels["Train"]
     run = start_run(workbench, session, qtbot)
+    workbench.raise_panel("Train")
     assert not train.stop.isHidden()
     assert "into nuclei-unet-r1" in train.state.text()
     for number in range(1, 6):
@@ -279,8 +280,8 @@ def test_a_run_is_followed_while_painting_goes_on(
                            seconds_left=90))  # fmt: skip
     bridge.put(Evaluated(job=run, step=5, scores=scores(None, 0.9), is_best=True))
     qtbot.waitUntil(lambda: train.curves.points == (5, 0, 1))
+    qtbot.waitUntil(lambda: train.bar.value() == 5)
     assert train.progress.text() == "Step 5 of 9, 2 min left"
-    assert train.bar.value() == 5
     assert workbench.layers is not None
     assert workbench.layers.labels is not None
     workbench.layers.labels.paint((20, 20), 1)

@@ -17,7 +17,7 @@ from segdesk.core.sample import Sample
 from segdesk.core.verdict import Judgement, Verdict, judge
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.cancel import CancelToken
-from segdesk.jobs.messages import Evaluated, Paused, Previewed, Progressed
+from segdesk.jobs.messages import Evaluated, Paused, Previewed, Progressed, Stepped
 from segdesk.session import models, predicting, training
 from segdesk.session.annotating import learning_curve
 from segdesk.session.session import Session
@@ -27,6 +27,7 @@ from segdesk.ui.estimates import Estimates
 from segdesk.ui.examples import ExamplesButton
 from segdesk.ui.forms import KnobsForm
 from segdesk.ui.model_list import ModelList, model_rows
+from segdesk.ui.pace import Pace
 from segdesk.ui.panels.start_from import StartFrom
 from segdesk.ui.picture import Picture
 from segdesk.ui.plots import Curves
@@ -99,7 +100,11 @@ class TrainPanel(Panel):
         self.bar = QProgressBar()
         self.progress = Hint()
         self.queue = QueueList()
-        self.preview = Picture(workbench, "What the model makes of an image while it learns")
+        self._pace = Pace(self._draw_course, self)
+        self._last_step: Stepped | None = None
+        self.preview = Picture(
+            workbench, "What the model makes of an image while it learns", self._pace.soon
+        )
         self.curves = Curves()
         self.scores = ScoreTable()
         self.verdict = Hint()
@@ -136,7 +141,7 @@ class TrainPanel(Panel):
         self.queue.unwanted.connect(self._remove)
         self.models.wanted.connect(self._use_model)
         self.habits.changed.connect(self._take_habits)
-        self.seen.connect(lambda _: self._ask_later())
+        self.seen.connect(self._on_seen)
         bench = self._workbench
         bench.habits_changed.connect(self._on_habits)
         bench.session_opened.connect(self._on_opened)
@@ -245,21 +250,15 @@ class TrainPanel(Panel):
     def _on_steps(self, steps: Steps) -> None:
         if not self._is_mine(steps.job):
             return
-        last = steps.steps[-1]
-        self.bar.setRange(0, last.total)
-        self.bar.setValue(last.step)
-        if not self.control.is_stopping:
-            left = (
-                time_words(last.seconds_left) if last.step < last.total else "checking the result"
-            )
-            self.progress.say(f"Step {last.step} of {last.total}, {left}")
+        self._last_step = steps.steps[-1]
         self.curves.add_steps(steps.steps)
-        self.curves.show()
+        self._pace.soon()
 
     @reporting()
     def _on_evaluated(self, event: Evaluated) -> None:
         if self._is_mine(event.job):
             self.curves.add_evaluation(event.step, event.scores)
+            self._pace.soon()
 
     @reporting()
     def _on_preview(self, event: Previewed) -> None:
@@ -389,12 +388,34 @@ class TrainPanel(Panel):
 
     # How -----------------------------------------------------------------------
 
+    def _on_seen(self, _is_seen: bool) -> None:
+        self._ask_later()
+        self._pace.soon()
+
+    def _draw_course(self) -> None:
+        """Show how far the run is: bar, words, curves and preview in one go."""
+        if not self.is_seen:
+            return
+        last = self._last_step
+        if last is not None and self._is_running:
+            self.bar.setRange(0, last.total)
+            self.bar.setValue(last.step)
+            if not self.control.is_stopping and not self.control.is_paused:
+                is_last = last.step == last.total
+                left = "checking the result" if is_last else time_words(last.seconds_left)
+                self.progress.say(f"Step {last.step} of {last.total}, {left}")
+        self.curves.setVisible(self._is_running or self.curves.has_steps)
+        if self.curves.has_steps:
+            self.curves.draw()
+        self.preview.present()
+
     @property
     def _is_running(self) -> bool:
         return self._run is not None and not self._run.state.is_terminal
 
     def _forget_course(self, session: Session) -> None:
         """Another run: its course is another one."""
+        self._last_step = None
         self.curves.clear(class_colors(session))
         self.preview.clear_picture()
         self.said.say("")
@@ -407,11 +428,13 @@ class TrainPanel(Panel):
         self.state.setStyleSheet(f"border-left: 4px solid {color}; padding-left: 6px;")
         self.bar.setVisible(self._is_running)
         if self._is_running:
-            self.bar.setRange(0, 0)
+            self.bar.setRange(0, 1)  # not a moving one: each of its pictures costs time
+            self.bar.setValue(0)
             self.progress.say("Starting the training process…")
         else:
             self.progress.say("")
         self.curves.setVisible(self._is_running or self.curves.has_steps)
+        self._pace.soon()
         self._show_verdict(self._offered)
 
     @property
