@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segdesk.cli.console import meter, say, show, show_json
+from segdesk.cli.console import Meter, meter, say, show, show_json
 from segdesk.config.training import TrainingConfig
 from segdesk.core.errors import InputError
-from segdesk.core.finding import Finding, Severity
+from segdesk.core.finding import Finding, FindingKind, Severity
 from segdesk.io.store import ProjectStore
 from segdesk.session.preflight import examine, words
-from segdesk.session.training import NewModel
+from segdesk.session.training import NewModel, find_start
 
 
 def check_only(
@@ -31,7 +31,7 @@ def check_only(
         The run would fail.
     """
     with ProjectStore.open(project, read_only=True) as store, meter("Looking") as progress:
-        findings = examine(store, config, model, new, progress)
+        findings = _examine(store, config, model, new, progress)
     if as_json:
         show_json([_plain(finding) for finding in findings])
     else:
@@ -60,7 +60,7 @@ def check_first(
         The run would fail; the first reason.
     """
     with meter("Looking") as progress:
-        findings = examine(store, config, model, new, progress)
+        findings = _examine(store, config, model, new, progress)
     stops = _stops(findings)
     if not as_json:
         # The first reason is what the command ends with.
@@ -83,6 +83,29 @@ def check_first(
             }
         )
     raise InputError(stops[0].text)
+
+
+def _examine(
+    store: ProjectStore,
+    config: TrainingConfig,
+    model: str | None,
+    new: NewModel | None,
+    progress: Meter,
+) -> list[Finding]:
+    """Look at the project, and at the settings, which takes torch."""
+    from segdesk.training.settings import require_settings
+
+    findings = examine(store, config, model, new, progress)
+    try:
+        if new is not None:
+            require_settings(config, new.architecture, None)
+        else:
+            card = find_start(store, model).card
+            require_settings(config, card.architecture, card)
+    except InputError as error:
+        if not any(finding.text == error.message for finding in findings):
+            findings.insert(0, Finding(FindingKind.SETTINGS, Severity.STOP, error.message))
+    return findings
 
 
 def _stops(findings: Sequence[Finding]) -> list[Finding]:

@@ -8,10 +8,11 @@ from typing import Any
 import typer
 
 from segdesk.cli.check import check_first, check_only
-from segdesk.cli.console import Meter, meter, say, show, show_json
-from segdesk.cli.interrupt import interrupt_cancels
+from segdesk.cli.console import meter, show, show_json
+from segdesk.cli.estimates import tell_estimates
 from segdesk.cli.labelled import labelled
 from segdesk.cli.replay import replay_round
+from segdesk.cli.running import follow_run
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.knobs import parse_assignments
 from segdesk.config.model import NewModelConfig
@@ -20,10 +21,13 @@ from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.run import Run, RunState
 from segdesk.core.verdict import judge
 from segdesk.io.store import ProjectStore
-from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Said, Stepped
+from segdesk.jobs.messages import (
+    Finished,
+)
 from segdesk.session.models import use_model
 from segdesk.session.session import Session
-from segdesk.session.training import NewModel, find_runs, start
+from segdesk.session.training import NewModel, start
+from segdesk.session.training import resume as go_on
 
 
 def register(app: typer.Typer) -> None:
@@ -48,6 +52,14 @@ def train(
         None, "--recipe", help="quick, standard, full, scratch, decoder or head."
     ),
     settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
+    resume: str | None = typer.Option(
+        None, "--resume", help="Let this run go on that was stopped or broke off."
+    ),
+    estimate: bool = typer.Option(
+        False, "--estimate", help="Tell what each recipe would take here, and train nothing."
+    ),
+    devices: int | None = typer.Option(None, "--devices", help="Graphics cards that share it."),
+    nodes: int | None = typer.Option(None, "--nodes", help="Machines that share it."),
     use: bool = typer.Option(False, "--use", help="Make the new model the one in use."),
     use_if_better: bool = typer.Option(
         False,
@@ -69,7 +81,8 @@ def train(
         replay_round(project, again, as_json=as_json)
         return
     values: dict[str, Any] = parse_assignments(settings)
-    config = TrainingConfig.from_user(values | ({"recipe": recipe} if recipe else {}))
+    chosen = {"recipe": recipe, "devices": devices, "nodes": nodes}
+    config = TrainingConfig.from_user(values | {k: v for k, v in chosen.items() if v is not None})
     untrained = _new_model(new, model, parse_assignments(options))
     if check:
         check_only(project, config, model, untrained, as_json=as_json)
@@ -77,9 +90,19 @@ def train(
     with ProjectStore.open(project) as store:
         session = Session(store)
         session.promotes_better = use_if_better
-        check_first(store, config, model, untrained, as_json=as_json)
-        with meter("Training") as progress:
-            run, end = _train(session, config, model, untrained, progress, as_json)
+        if estimate:
+            tell_estimates(session, config, model, as_json=as_json)
+            return
+
+        def begin() -> Run:
+            if resume is not None:
+                return go_on(session, resume)
+            return start(session, config, model, untrained)
+
+        if resume is None:
+            check_first(store, config, model, untrained, as_json=as_json)
+        is_shared = config.devices * config.nodes > 1
+        run, end = follow_run(session, begin, is_shared=is_shared, as_json=as_json)
         if use and run.state is RunState.COMPLETED:
             use_model(session, run.new_model)
     _report(run, end, as_json)
@@ -110,41 +133,6 @@ def _new_model(new: str | None, model: str | None, options: dict[str, str]) -> N
     own = {k: v for k, v in options.items() if k not in knobs}
     checked = resolve_options(spec, config.variant, own)
     return NewModel(spec.name, config, {k: checked[k] for k in own}, spec.needs_labels)
-
-
-def _train(
-    session: Session,
-    config: TrainingConfig,
-    model: str | None,
-    new: NewModel | None,
-    progress: Meter,
-    as_json: bool,
-) -> tuple[Run, Finished | None]:
-    """Return the run as it ended, and what it said last."""
-    from segdesk.training.inline import InlineBackend
-
-    ends: list[Finished] = []
-
-    def on_event(event: AnyEvent) -> None:
-        session.handle(event)
-        if isinstance(event, Finished):
-            ends.append(event)
-        if as_json:
-            show(event.model_dump_json())
-        elif isinstance(event, Stepped):
-            progress(event.step, event.total, f"loss {event.loss:.3f}")
-        elif isinstance(event, Said):
-            say(event.text)
-        elif isinstance(event, Evaluated) and event.scores["dice"] is not None:
-            say(f"after {event.step} steps: validation Dice {event.scores['dice']:.3f}")
-
-    backend = InlineBackend(on_event)
-    session.attach(backend)
-    find_runs(session)
-    with interrupt_cancels(lambda: backend.cancel("")):
-        started = start(session, config, model, new)
-    run = next(run for run in session.store.runs() if run.id == started.id)
-    return run, ends[-1] if ends else None
 
 
 def _report(run: Run, end: Finished | None, as_json: bool) -> None:

@@ -36,8 +36,10 @@ RECIPE_HELP: dict[Recipe, str] = {
     Recipe.HEAD: "The last layers only, with augmentation.",
 }
 
-#: How much slower the encoder learns than the rest in the standard recipe.
+#: How much slower the encoder learns than the rest in the standard recipe, and how much
+#: faster a quick head, which is new and small.
 STANDARD_ENCODER_RATE = 0.1
+QUICK_RATE = 10.0
 
 
 class Optimizer(StrEnum):
@@ -128,6 +130,14 @@ class TrainingConfig(Knobs):
         title="Steps",
         description="How many batches the model learns from. More takes longer in proportion.",
         json_schema_extra={"basic": True},
+    )
+    quick_steps: int = Field(
+        80,
+        ge=1,
+        le=100_000,
+        title="Quick steps",
+        description="Steps of the recipe quick, which are many times faster; it is judged once, "
+        "at the end.",
     )
     learning_rate: float = Field(
         1e-3,
@@ -385,3 +395,13 @@ class TrainingConfig(Knobs):
         title="Precision",
         description="auto: half precision on graphics cards, single on processors.",
     )
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of a run with this recipe."""
+        return self.quick_steps if self.recipe is Recipe.QUICK else self.steps
+
+    def is_check_due(self, step: int) -> bool:
+        """Whether the validation images are looked at after ``step``."""
+        is_last = step == self.total_steps
+        return is_last or (self.recipe is not Recipe.QUICK and step % self.evaluate_every == 0)

@@ -23,6 +23,7 @@ class FindingKind(StrEnum):
 
     NOTHING_TO_LEARN = "nothing to learn"
     MODEL = "model"
+    SETTINGS = "settings"
     CLASSES = "classes"
     CHANNELS = "channels"
     IMAGE = "image"

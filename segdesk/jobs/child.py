@@ -69,6 +69,15 @@ class ParentLine:
         threading.Thread(target=read, name="segdesk-orders", daemon=True).start()
 
 
+def is_first_process() -> bool:
+    """Whether this is the process of a run that tells and writes.
+
+    The further processes of a run on several devices and machines are told their numbers
+    in the environment, as torch's own launchers do it.
+    """
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
+
+
 def share_processor() -> None:
     """Make idle OpenMP threads sleep; call before torch is imported.
 

@@ -211,14 +211,15 @@ class CropSampler:
             # The chosen pixel may lie anywhere in the crop, not just in its middle.
             start = middle - self._integer(size)
             corner.append(min(max(start, 0), max(length - size, 0)))
-        return cut(item, corner[0], corner[1], size)
+        return cut(item, corner[0], corner[1], (size, size))
 
 
-def cut(item: Item, y: int, x: int, size: int) -> Item:
-    """Cut a square; what the image lacks is mirrored and counts nothing."""
-    box = (slice(y, y + size), slice(x, x + size))
+def cut(item: Item, y: int, x: int, size: tuple[int, int]) -> Item:
+    """Cut a rectangle of (height, width); what the image lacks is mirrored and counts nothing."""
+    height, width = size
+    box = (slice(y, y + height), slice(x, x + width))
     image, labels, weights = item.image[box], item.labels[box], item.weights[box]
-    missing = [(0, size - length) for length in labels.shape]
+    missing = [(0, whole - length) for whole, length in zip(size, labels.shape, strict=True)]
     if any(after for _, after in missing):
         image = np.pad(image, [*missing, (0, 0)], mode="reflect")
         labels = np.pad(labels, missing)

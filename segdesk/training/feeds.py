@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +16,12 @@ from segdesk.training.dataset import Batch, CropSampler
 
 
 class Feed(Protocol):
-    """Draws batches and knows what the loss of one is."""
+    """Draws batches and knows what the loss of one is.
+
+    ``is_light``: a step computes so little that threads cost more than they gain.
+    """
+
+    is_light: bool
 
     def draw(self) -> Any:
         """Return the next batch."""
@@ -33,6 +40,19 @@ class Feed(Protocol):
         ...
 
 
+@contextmanager
+def few_threads(is_wanted: bool) -> Iterator[None]:
+    """Compute on one thread if that is wanted: two took 2.5 times as long for small maps."""
+    before = torch.get_num_threads()
+    if is_wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if is_wanted:
+            torch.set_num_threads(before)
+
+
 class CropFeed:
     """Crops, varied by augmentation.
 
@@ -47,6 +67,8 @@ class CropFeed:
     needs_labels
         False for a network with a loss of its own.
     """
+
+    is_light = False
 
     def __init__(
         self,

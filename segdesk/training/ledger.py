@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,10 +47,12 @@ class Ledger:
         self._folder = folder
         self._manifest = manifest
         self._config = config
-        self._is_ours = is_first_process()
-        self._stock = take_stock(manifest) if self._is_ours else Stock((), RoundOrigin(model=""))
         self._started = _now()
-        if self._is_ours:
+        # Beside the loading of the images, so that the first step does not wait for it.
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="segdesk-hash")
+        self._stock: Future[Stock] | None = None
+        if is_first_process():
+            self._stock = self._hashing.submit(take_stock, manifest)
             with suppress(OSError):
                 (folder / ROUND).unlink(missing_ok=True)
 
@@ -59,10 +62,12 @@ class Ledger:
         A ledger that cannot be written, on a full disk, takes nothing from a model that was
         made: it is told, and that is all.
         """
-        if not self._is_ours:
+        if self._stock is None:
             return finished
+        stock = self._stock.result()
+        self._hashing.shutdown()
         try:
-            write_round(self._folder, self._compile(finished))
+            write_round(self._folder, self._compile(finished, stock))
         except (SegDeskError, OSError) as error:
             reason = error.message if isinstance(error, SegDeskError) else str(error)
             tell(Said(job=self._manifest.run, text=f"This round is not in the ledger: {reason}"))
@@ -78,7 +83,7 @@ class Ledger:
         }
         return finished.model_copy(update={"result": result})
 
-    def _compile(self, finished: Finished) -> Round:
+    def _compile(self, finished: Finished, stock: Stock) -> Round:
         folder, manifest, config = self._folder, self._manifest, self._config
         steps, checks = _read_journal(folder / EVENTS)
         is_done = finished.state is RunState.COMPLETED
@@ -91,8 +96,8 @@ class Ledger:
             reason=finished.reason,
             new_model=manifest.new_model,
             classes=manifest.classes,
-            inputs=self._stock.inputs,
-            origin=self._stock.origin,
+            inputs=stock.inputs,
+            origin=stock.origin,
             config=config.model_dump(mode="json"),
             seed=config.seed,
             platform=this_platform(config),

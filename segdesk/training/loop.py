@@ -19,7 +19,7 @@ from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.training import Augmentation, ClassWeights, Recipe, TrainingConfig
 from segdesk.core.card import ModelCard, TrainingData
-from segdesk.core.errors import CanceledError, InputError, SegDeskError
+from segdesk.core.errors import CanceledError, SegDeskError
 from segdesk.core.manifest import CHECKPOINT, RunManifest
 from segdesk.core.sample import Split
 from segdesk.inference.normalize import standardize
@@ -50,11 +50,12 @@ from segdesk.training.checkpoint import (
 from segdesk.training.dataset import CropSampler, Item
 from segdesk.training.devices import Team
 from segdesk.training.evaluate import Judge
-from segdesk.training.feeds import CropFeed, Feed
+from segdesk.training.feeds import CropFeed, Feed, few_threads
 from segdesk.training.metrics import confusion
 from segdesk.training.optimizing import WeightAverage, make_optimizer, set_training_mode
 from segdesk.training.preview import write_preview
 from segdesk.training.quick import feature_feed
+from segdesk.training.settings import require_crop
 from segdesk.training.start import RunData, load_data, load_start
 
 if TYPE_CHECKING:
@@ -126,17 +127,16 @@ class FineTuning:
         wrapped, optimizer = self._team.take(self._network, self._optimizer)
         first = self._go_on() or self._begin()
         began = time.monotonic()
-        for step in range(first, self._config.steps + 1):
+        for step in range(first, self._config.total_steps + 1):
             began += self._control.wait(self._tell_pause)
             self._leave_if_canceled(step - 1)
             loss = self._step(wrapped, optimizer, step)
             self._average.take(self._network, step)
             self._report(step, loss, began, first)
             self._schedule.step()
-            is_last = step == self._config.steps
-            if step % self._config.evaluate_every == 0 or is_last:
+            if self._config.is_check_due(step):
                 self._judge_and_keep(step)
-                self._keep_state(step, is_due=not is_last)
+                self._keep_state(step, is_due=step < self._config.total_steps)
                 if self._is_patience_out():
                     self._say(f"Ended early: no better for {self._worse} checks.")
                     break
@@ -175,14 +175,8 @@ class FineTuning:
 
     def _crop_size(self) -> int:
         """Return the side of the crops, which must suit the architecture."""
-        spec, size = self._model.spec, self._config.crop_size
-        if size % spec.stride or size < spec.min_size:
-            least = max(spec.stride, spec.min_size)
-            nearest = max(round(size / spec.stride), -(-least // spec.stride)) * spec.stride
-            raise InputError(
-                f"Crops of {size} pixels do not fit {spec.title}: it needs multiples of "
-                f"{spec.stride} from {least} on; the nearest is {nearest}."
-            )
+        size = self._config.crop_size
+        require_crop(self._model.spec, size)
         return size
 
     def _make_loss(self) -> Loss:
@@ -222,6 +216,8 @@ class FineTuning:
         self._saved = time.monotonic()
         step = int(state["step"])
         self._say(f"Goes on after step {step}.")
+        if not state["is_judged"]:
+            self._judge_and_keep(step)
         return step + 1
 
     def _keep_state(self, step: int, *, is_due: bool) -> None:
@@ -232,12 +228,13 @@ class FineTuning:
             return
         self._save_state(step)
 
-    def _save_state(self, step: int) -> None:
+    def _save_state(self, step: int, *, is_judged: bool = True) -> None:
         if not self._team.is_first:
             return
         began = time.monotonic()
         state = {
             "step": step,
+            "is_judged": is_judged,
             "network": self._network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -256,10 +253,10 @@ class FineTuning:
         self._saved = time.monotonic()
         self._took = self._saved - began
 
-    def _leave_if_canceled(self, step: int) -> None:
+    def _leave_if_canceled(self, step: int, *, is_judged: bool = True) -> None:
         if self._team.any(self._control.is_canceled):
             if step:
-                self._save_state(step)
+                self._save_state(step, is_judged=is_judged)
                 path = self._folder / "checkpoints" / "last.safetensors"
                 save_checkpoint(path, snapshot(self._network), step)
             raise CanceledError
@@ -280,7 +277,8 @@ class FineTuning:
         batch = self._feed.draw()
         while True:
             try:
-                loss = self._accumulate(wrapped, optimizer, batch)
+                with few_threads(self._feed.is_light):
+                    loss = self._accumulate(wrapped, optimizer, batch)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -339,7 +337,7 @@ class FineTuning:
         )
 
     def _report(self, step: int, loss: float, began: float, first: int) -> None:
-        total = self._config.steps
+        total = self._config.total_steps
         group = self._optimizer.param_groups[0]
         passed = time.monotonic() - began
         self._tell(
@@ -374,7 +372,7 @@ class FineTuning:
                 self._preview(step)
                 weights = snapshot(self._network)
         except CanceledError:
-            self._leave_if_canceled(step)
+            self._leave_if_canceled(step, is_judged=False)
             raise
         known = [s for s in (scores["dice"], scores["remembered"]["dice"]) if s is not None]
         # Without validation images of the user's, "best" could only mean "least changed".

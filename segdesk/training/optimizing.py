@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segdesk.config.training import (
+    QUICK_RATE,
     STANDARD_ENCODER_RATE,
     Optimizer,
     Recipe,
@@ -46,6 +47,8 @@ def make_optimizer(
     is_standard = config.recipe is Recipe.STANDARD
     encoder = config.encoder_rate * (STANDARD_ENCODER_RATE if is_standard else 1.0)
     rates = {"encoder": encoder, "head": config.head_rate}
+    if config.recipe is Recipe.QUICK:
+        rates["quick"] = QUICK_RATE
     groups: list[dict[str, Any]] = []
     for name, part in learning_parts(network, config.recipe).items():
         part.requires_grad_(True)
@@ -65,12 +68,12 @@ def make_optimizer(
 
 def _factor_of(config: TrainingConfig) -> Any:
     """Return what the learning rate is multiplied by at a step, counted from 0."""
-    warm_up = max(1, round(config.warm_up * config.steps))
+    warm_up = max(1, round(config.warm_up * config.total_steps))
 
     def factor(step: int) -> float:
         if step < warm_up:
             return (step + 1) / warm_up
-        part = min(1.0, (step - warm_up) / max(1, config.steps - warm_up))
+        part = min(1.0, (step - warm_up) / max(1, config.total_steps - warm_up))
         if config.schedule is Schedule.CONSTANT:
             return 1.0
         if config.schedule is Schedule.POLY:

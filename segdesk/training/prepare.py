@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import torch
 
-from segdesk.config.training import Augmentation, Recipe
+from segdesk.config.training import Augmentation, Recipe, TrainingConfig
 from segdesk.core.annotation import Supervision
 from segdesk.core.errors import CanceledError, SegDeskError
 from segdesk.core.manifest import RunManifest
@@ -32,7 +32,7 @@ from segdesk.training.dataset import CropSampler, Item, pixel_weights, stack
 from segdesk.training.feeds import CropFeed
 from segdesk.training.optimizing import make_optimizer, set_training_mode
 from segdesk.training.preview import colour_image, with_labels, write_png
-from segdesk.training.quick import MOST_CROPS, feature_feed
+from segdesk.training.quick import MOST_PIXELS, feature_feed
 from segdesk.training.start import KEEP_BACK, RunData, load_start
 
 #: Bytes that torch and the program itself take in a run's process, about.
@@ -136,18 +136,18 @@ def _time_full(order: EstimateOrder, token: CancelToken) -> tuple[float, int]:
         float(value.detach())  # wait for the device
         seconds = time.perf_counter() - began
         peak.look()
-    judging = _judge_seconds(network, item, order, token, device)
+    judging = _judge_seconds(network, item, config, order, token)
     return FIXED_SECONDS + config.steps * seconds + judging, peak.bytes
 
 
 def _judge_seconds(
-    network: Any, item: Item, order: EstimateOrder, token: CancelToken, device: torch.device
+    network: Any, item: Item, config: TrainingConfig, order: EstimateOrder, token: CancelToken
 ) -> float:
     """Return the seconds that all looks at the images held back take."""
     token.check()
-    checks = 1 + -(-order.config.steps // order.config.evaluate_every)
+    checks = 1 + sum(config.is_check_due(step + 1) for step in range(config.total_steps))
     network.eval()
-    image = stack([item]).image.to(device)
+    image = stack([item]).image.to(pick_device(config.device).device)
     began = time.perf_counter()
     with torch.inference_mode():
         float(network(image).sum())
@@ -156,7 +156,7 @@ def _judge_seconds(
     folder = order.model_folder / "rehearsal" / "images"
     known = len(list(folder.glob("*.png"))) if folder.is_dir() else 0
     pixels += -(-known // KEEP_BACK) * item.labels.size
-    return checks * per_pixel * pixels
+    return float(checks * per_pixel * pixels)
 
 
 def _time_quick(
@@ -177,7 +177,7 @@ def _time_quick(
         feed = feature_feed(
             start.model, device, data, config, seed_everything(0), Path(folder), lambda *_: None
         )
-        per_crop = time.perf_counter() - began
+        per_pixel = (time.perf_counter() - began) / item.labels.size
     optimizer, _ = make_optimizer(network, config)
     loss = make_loss(config)
     seconds = 0.0
@@ -191,9 +191,9 @@ def _time_quick(
         float(value.detach())
         seconds = time.perf_counter() - began
         peak.look()
-    crops = sum(-(-height // side) * -(-width // side) for height, width in images)
-    judging = _judge_seconds(network, item, order, token, device)
-    total = min(crops, MOST_CROPS) * per_crop + config.steps * seconds + judging
+    pixels = min(MOST_PIXELS, sum(height * width for height, width in images))
+    judging = _judge_seconds(network, item, config, order, token)
+    total = pixels * per_pixel + config.quick_steps * seconds + judging
     return FIXED_SECONDS + total, peak.bytes
 
 

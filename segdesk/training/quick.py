@@ -25,8 +25,11 @@ from segdesk.nn.weights import LoadedModel
 from segdesk.training.dataset import Item, cut
 from segdesk.training.start import RunData
 
-#: So many crops of the user's are looked at, spread over the images, and as many old ones.
-MOST_CROPS = 64
+#: Side of the largest crop whose features are computed at once, in pixels.
+LARGEST = 512
+#: So many pixels of the user's images are looked at, spread over them, and so many of old ones.
+MOST_PIXELS = 4_000_000
+MOST_OLD_PIXELS = 1_000_000
 #: What all kept features of a project may take on disk, in bytes; the oldest go first.
 MOST_BYTES = 2 * 2**30
 #: Side of what a step learns from, in pixels, cut from the features of a crop.
@@ -88,6 +91,8 @@ class FeatureFeed:
         Features of one crop each, of the user's images and of those against forgetting.
     """
 
+    is_light = True
+
     def __init__(
         self,
         new: list[Features],
@@ -96,9 +101,9 @@ class FeatureFeed:
         stride: int,
         generator: torch.Generator,
     ) -> None:
-        crop = int(new[0].labels.shape[-1])
+        least = min(min(crop.labels.shape[-2:]) for crop in (*new, *old))
         self._grid = stride
-        self._size = max(stride, min(crop, PATCH) // stride * stride)
+        self._size = max(stride, min(least, PATCH) // stride * stride)
         replayed = min(config.batch_size - 1, round(config.batch_size * config.replay))
         count = replayed if old else 0
         # As many pixels as a batch of whole crops would be too many for a quick step.
@@ -170,15 +175,17 @@ def feature_feed(
 ) -> FeatureFeed:
     """Compute or find the features of a run's images, and feed on them.
 
-    Crops of ``config.crop_size`` are taken from each image, where a person has spoken.
+    Crops are taken from each image where a person has spoken, whole images if they are small.
     The quick head's standardisation is measured on them, unless it has learnt already.
     """
     network = model.network
     assert isinstance(network, Segmenter)
     stride = model.spec.stride
-    size = max(stride, config.crop_size // stride * stride)
     store = FeatureStore(cache, model, device)
-    chosen = [list(_spread(items, size)) for items in (data.train, data.rehearsal)]
+    chosen = [
+        list(_spread(data.train, stride, MOST_PIXELS)),
+        list(_spread(data.rehearsal, stride, MOST_OLD_PIXELS)),
+    ]
     total, done = sum(map(len, chosen)), 0
     pools: list[list[Features]] = [[], []]
     for pool, crops in zip(pools, chosen, strict=True):
@@ -193,36 +200,35 @@ def feature_feed(
     return FeatureFeed(pools[0], pools[1], config, stride, generator)
 
 
-def _spread(items: Sequence[Item], size: int) -> Iterator[tuple[Item, str]]:
+def _spread(items: Sequence[Item], stride: int, most: int) -> Iterator[tuple[Item, str]]:
     """Take crops in turn from each image, those with most known pixels first."""
-    rows = [_crops(item, size) for item in items]
-    taken = 0
+    rows = [_crops(item, stride) for item in items]
+    pixels = 0
     for rank in range(max(map(len, rows), default=0)):
         for row in rows:
-            if rank < len(row) and taken < MOST_CROPS:
-                taken += 1
+            if rank < len(row) and (pixels < most or rank == 0):
+                pixels += row[rank][0].labels.size
                 yield row[rank]
 
 
-def _crops(item: Item, size: int) -> list[tuple[Item, str]]:
+def _crops(item: Item, stride: int) -> list[tuple[Item, str]]:
     """Return the crops of an image in which a person has spoken, and names for them."""
     found = []
-    for y in _starts(item.labels.shape[0], size):
-        for x in _starts(item.labels.shape[1], size):
-            crop = cut(item, y, x, size)
+    height, width = (_even(length, stride) for length in item.labels.shape)
+    for y in range(0, item.labels.shape[0], height):
+        for x in range(0, item.labels.shape[1], width):
+            crop = cut(item, y, x, (height, width))
             known = int(np.count_nonzero(crop.weights))
             if known:
-                found.append((known, crop, f"{item.key}-{y}-{x}-{size}"))
+                found.append((known, crop, f"{item.key}-{y}-{x}-{height}-{width}"))
     found.sort(key=lambda entry: -entry[0])
     return [(crop, name) for _, crop, name in found]
 
 
-def _starts(length: int, size: int) -> list[int]:
-    """Return evenly spaced starts of windows that cover ``length``."""
-    count = max(1, -(-length // size))
-    if count == 1:
-        return [0]
-    return [round(i * (length - size) / (count - 1)) for i in range(count)]
+def _even(length: int, stride: int) -> int:
+    """Return the side of equal crops, a multiple of the stride, that cover ``length``."""
+    count = -(-length // LARGEST)
+    return -(-length // (count * stride)) * stride
 
 
 class FeatureStore:

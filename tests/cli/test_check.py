@@ -65,3 +65,16 @@ def test_many_findings_of_one_kind_are_counted(project: Path, segdesk: Cli, tmp_
     assert looked.out.count("is empty") == 3
     assert "Stop: 2 more of this kind (image)." in looked.out
     assert len(segdesk("train", project, "--check", "--json", *TINY).json) >= 5
+
+
+def test_settings_that_do_not_go_together_leave_no_run(project: Path, segdesk: Cli) -> None:
+    for says, *arguments in (
+        ("Crops of 48 pixels do not fit SegNet", "--new", "segnet", "--set", "crop_size=48"),
+        ("recipe quick keeps what a model has learnt", "--new", "unet", "--recipe", "quick"),
+        ("cannot learn in float16", "--set", "precision=float16", "--set", "device=cpu"),
+    ):
+        refused = segdesk("train", project, *arguments)
+        assert refused.code == 2
+        assert says in refused.err
+        assert len(refused.err.splitlines()[-1:]) == 1
+    assert not (project / "runs").exists()

@@ -288,3 +288,17 @@ def test_sizes_that_differ_are_mentioned(
     found = kinds(examine(store, TrainingConfig(crop_size=128)))
     assert "cell0.png is 96 x 96 and cell1.png 480 x 480" in found[FindingKind.SIZES].text
     assert "cell0.png is smaller than a crop of 128" in found[FindingKind.SMALL].text
+
+
+def test_images_of_one_kind_are_no_copies(
+    fill: Callable[..., ProjectStore], files: Callable[..., NewImage]
+) -> None:
+    """All in the same uneven light, which is most of what small versions of them show."""
+    rows, columns = np.mgrid[:SIZE, :SIZE] / SIZE
+
+    def lit(image: Any) -> Any:
+        return (image * 0.2 + 190 * rows * columns).astype(np.uint8)
+
+    held = [files(200 + n, "validation", paint=lit) for n in range(5)]
+    store = fill(*(files(n, paint=lit) for n in range(6)), *held, held=0)
+    assert examine(store, CONFIG) == []

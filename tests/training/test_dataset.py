@@ -63,7 +63,7 @@ def test_every_crop_holds_a_pixel_that_counts(height: int, width: int, seed: int
 @settings(max_examples=50)
 @given(height=st.integers(1, 40), width=st.integers(1, 40))
 def test_what_an_image_lacks_is_mirrored_and_counts_nothing(height: int, width: int) -> None:
-    crop = cut(item(9, (height, width)), 0, 0, 32)
+    crop = cut(item(9, (height, width)), 0, 0, (32, 32))
     assert crop.image.shape == (32, 32, 1)
     assert (crop.image == crop.image[0, 0]).all()
     assert crop.weights.sum() == min(height, 32) * min(width, 32)

@@ -24,6 +24,8 @@ from segdesk.io.rounds import read_round
 from segdesk.jobs.control import RunControl
 from segdesk.jobs.messages import AnyEvent, Said, Stepped
 from segdesk.training.inline import evaluate_model
+from segdesk.training.replay import replay
+from segdesk.training.run import run_folder
 
 Train = Callable[..., Any]
 MakeModel = Callable[..., Path]
@@ -183,3 +185,22 @@ def test_a_run_that_diverges_keeps_its_last_good_weights(
     assert (found.state, found.kept) == (RunState.FAILED, "checkpoints/last.safetensors")
     assert f"after step {found.steps[-1]}," in found.reason
     assert not (done.folder / "model").exists()
+
+
+def test_a_run_that_was_stopped_and_went_on_is_one_round(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    """Its curve is whole, and done again without the stop it comes out the same."""
+    control = RunControl()
+
+    def stop(event: AnyEvent) -> None:
+        if isinstance(event, Stepped) and event.step == 2:
+            control.cancel()
+
+    folder = train("r", make_model(tmp_path / "m"), token=control, on_event=stop, steps=4).folder
+    assert round_of(folder).state is RunState.CANCELED
+    run_folder(folder, lambda event: None, RunControl())
+    whole = round_of(folder)
+    assert (whole.state, whole.steps) == (RunState.COMPLETED, (1, 2, 3, 4))
+    found = replay(folder, whole, lambda event: None, RunControl())
+    assert (found.differences, found.notes) == ((), ())
