@@ -68,7 +68,7 @@ class Estimates(QObject):
     @reporting()
     def _ask(self) -> None:
         session = self._workbench.session
-        if session is None or self._job:
+        if session is None or self._job or training.is_under_way(session):
             return
         try:
             config = self._form.value()

@@ -90,7 +90,7 @@ class ComparePanel(Panel):
         self._jobs: dict[str, bool] = {}
         self._failures: list[str] = []
         self._token: CancelToken | None = None
-        self._reading = 0
+        self._asking = self._reading = 0
         self.first, self.second = ElidingCombo(), ElidingCombo()
         self.compare = ActionButton(
             "Compare",
@@ -204,7 +204,6 @@ class ComparePanel(Panel):
     def _on_closed(self) -> None:
         self._forget()
         self._layers = None
-        self._jobs.clear()
         self.first.clear()
         self.second.clear()
         self._update()
@@ -276,11 +275,12 @@ class ComparePanel(Panel):
 
         self._say_progress("Comparing", 0, 0)
         work = partial(_look, session.store.folder, pair, shown if ask else None, progress, ask)
-        self._token = slow.start(work, partial(self._take, session))
+        self._asking += 1
+        self._token = slow.start(work, partial(self._take, self._asking))
         self._update()
 
-    def _take(self, session: Session, done: Future[Looked]) -> None:
-        if session is not self._workbench.session or self._pair is None:
+    def _take(self, number: int, done: Future[Looked]) -> None:
+        if number != self._asking:
             return
         self._token = None
         try:
@@ -422,6 +422,9 @@ class ComparePanel(Panel):
     def _forget(self) -> None:
         """Another question: the answer to the one before is of no use."""
         self._cancel()
+        self._asking += 1
+        self._token = None
+        self._jobs.clear()
         self._drop_image()
         self._pair = self._ranking = None
         self._result.hide()

@@ -358,7 +358,7 @@ class TrainPanel(Panel):
     @reporting()
     def _look(self) -> None:
         session = self._workbench.session
-        if session is None or not self._is_stale or not self.is_seen or self._is_running:
+        if session is None or not self._is_stale or not self.is_seen:
             return
         self._is_stale = False
         self._ask_outlook(session)
@@ -367,6 +367,8 @@ class TrainPanel(Panel):
             self.estimates.clear()
             return
         self.checks.ask(self.form.value(), self.origin.value())
+        if self._is_running:
+            return  # which would make them wrong, and be slowed down by them
         if self.origin.architecture is None:
             self.estimates.ask_soon()
         else:
@@ -478,7 +480,6 @@ class TrainPanel(Panel):
         is_new = self.origin.architecture is not None
         first = "Start training" if is_new else "Start fine-tuning"
         self.start.setText("Queue another run" if self._is_running else first)
-        self.checks.setEnabled(not self._is_running)
 
     def _why_not(self, samples: list[Sample]) -> str:
         """Say why the run cannot start; empty when it can."""
