@@ -15,6 +15,7 @@ from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QCheckBox
 
+from past_rounds import put_round, saturating
 from segdesk.config.training import Recipe
 from segdesk.core.run import Run, RunState
 from segdesk.io.packages import CARD, bundled_packages, install_package, read_card
@@ -118,9 +119,9 @@ def test_a_run_is_paused_stopped_and_resumed_while_another_waits(
     put(Paused(job=run.id, is_paused=False))
     qtbot.waitUntil(lambda: control.pause.text() == "Pause")
     # Two more wait; one of them is taken out.
-    for _ in range(2):
-        qtbot.waitUntil(lambda: not panel.checks.is_asking)
+    for count in (2, 3):
         qtbot.mouseClick(panel.start, LEFT)
+        qtbot.waitUntil(lambda n=count: len(session.store.runs()) == n)
     _, second, third = session.store.runs()
     assert list(panel.queue.buttons) == [second.id, third.id]
     assert run.new_model in panel.state.text()
@@ -148,6 +149,7 @@ def test_a_run_is_paused_stopped_and_resumed_while_another_waits(
     assert third.new_model in panel.state.text()
     # One is completed while the next waits: its model stays on offer.
     qtbot.mouseClick(panel.start, LEFT)
+    qtbot.waitUntil(lambda: len(session.store.runs()) == 4)
     fourth = session.store.runs()[-1]
     finish(session, workbench.bridge, third)
     qtbot.waitUntil(lambda: fourth.new_model in panel.state.text())
@@ -189,6 +191,16 @@ def test_what_a_look_beforehand_finds_is_a_click_away(
     show(workbench, project[3], qtbot)
     first.linkActivated.emit("go")
     assert workbench.current_sample_id == project[0]
+
+
+def test_what_more_images_bring_is_said_once_the_rounds_can_tell(
+    session: Session, workbench: Workbench, qtbot: QtBot
+) -> None:
+    panel: Any = workbench.panels["Train"]
+    for images in (4, 8, 16):
+        put_round(session.store, images, saturating(images))
+    workbench.raise_panel("Train")
+    qtbot.waitUntil(lambda: "10 more labelled images would change" in panel.outlook.text())
 
 
 def test_examples_of_augmentation_are_shown(
