@@ -6,14 +6,19 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from qtpy.QtCore import QCoreApplication, QEvent, QTimer
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
 #: Time between two frames, in ms, where drawing one costs next to nothing, and else.
-QUICK, SLOW = 250, 2000
+QUICK, SLOW = 250, 2500
 
-#: A frame that takes longer than this, in ms, is felt by somebody who paints.
+#: A frame that keeps other things waiting for longer than this, in ms, is felt by somebody
+#: who paints.
 FELT: Final = 8.0
+
+#: So long after a frame it is asked how long that took, in ms: plots paint themselves only
+#: when the event loop comes to them.
+PROBE: Final = 5
 
 
 class Pace:
@@ -29,7 +34,7 @@ class Pace:
     draw
         Brings the widgets up to date.
     widget
-        What holds them; its window is painted at once, so that the cost is known.
+        What holds them.
     """
 
     def __init__(self, draw: Callable[[], None], widget: QWidget) -> None:
@@ -52,9 +57,13 @@ class Pace:
         self._timer.stop()
         began = time.monotonic()
         self._draw()
-        QCoreApplication.sendPostedEvents(self._widget.window(), QEvent.Type.UpdateRequest.value)
-        self._last = time.monotonic()
-        self.interval = QUICK if 1000 * (self._last - began) < FELT else SLOW
+        QTimer.singleShot(PROBE, self._widget, lambda: self._learn(began))
+        self._last = began
+
+    def _learn(self, began: float) -> None:
+        """Choose how often to draw from how long this frame kept the event loop."""
+        took = 1000 * (time.monotonic() - began) - PROBE
+        self.interval = QUICK if took < FELT else SLOW
 
     def stop(self) -> None:
         """Draw nothing any more until the next change."""
