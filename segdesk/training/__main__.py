@@ -44,6 +44,8 @@ class Child:
     def __init__(self, folder: Path | None) -> None:
         self.control = RunControl()
         self.tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        #: Whether torch is there; before, there is nothing to lose.
+        self.has_loaded = False
         self._answering = RunControl()
         self._folder = folder
         self._is_alone = False
@@ -74,6 +76,8 @@ class Child:
         """End soon, with a checkpoint; unless the run was told to go on alone."""
         if self._is_alone:
             return
+        if not self.has_loaded:
+            os._exit(0)
         self.control.cancel()
         self._answering.cancel()
         self.tasks.put(None)
@@ -99,6 +103,7 @@ def main() -> None:
     from segdesk.training.prepare import answer
     from segdesk.training.run import run_folder
 
+    child.has_loaded = True
     send = line.send if is_first else _keep_quiet
     while folder is None:
         task = child.tasks.get()
