@@ -20,11 +20,15 @@ from PIL import Image
 
 from segdesk.core.card import ModelCard
 from segdesk.core.classes import ClassMap
+from segdesk.jobs.child import share_processor
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
 Pixels = npt.NDArray[np.uint8]
+
+# Tests run beside each other and start workers: idle threads must not spin.
+share_processor()
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("segdesk", deadline=None)
