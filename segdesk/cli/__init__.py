@@ -11,7 +11,18 @@ import traceback
 import typer
 
 from segdesk import __version__
-from segdesk.cli import demo, desktop, doctor, models, predict, projects, refine, train, trust
+from segdesk.cli import (
+    demo,
+    desktop,
+    doctor,
+    models,
+    predict,
+    projects,
+    refine,
+    rounds,
+    train,
+    trust,
+)
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.jobs.child import share_processor
 
@@ -23,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (desktop, demo, projects, predict, refine, train, trust, models, doctor):
+for module in (desktop, demo, projects, predict, refine, train, rounds, trust, models, doctor):
     module.register(app)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from segdesk.cli.console import meter, say, show, show_json
 from segdesk.io.store import ProjectStore
+from segdesk.session.annotating import learning_curve
 from segdesk.session.models import current_model
 from segdesk.session.projects import (
     NewImage,
@@ -104,6 +105,7 @@ def status(
     with ProjectStore.open(project, read_only=True) as store:
         samples, runs = store.samples(), store.runs()
         entry = current_model(store)
+        curve = learning_curve(store)
         counts = Counter(str(sample.status) for sample in samples)
         report = {
             "project": str(store.folder),
@@ -112,6 +114,7 @@ def status(
             "statuses": dict(counts),
             "validation": sum(sample.split == "validation" for sample in samples),
             "model": entry.name if entry else None,
+            "learning_curve": curve.as_dict() if curve else None,
             "runs": [
                 {"id": r.id, "state": str(r.state), "model": r.new_model, "reason": r.reason}
                 for r in runs
@@ -139,6 +142,8 @@ def status(
         show(f"  {sample.name:<32} {sample.status:<10} {unsure:<14} {held}".rstrip())
     for run in runs:
         show(f"  run {run.id}: {run.state} {run.reason}".rstrip())
+    if curve is not None:
+        show(curve.text)
 
 
 def review(

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from segdesk.cli.console import Meter, meter, say, show, show_json
+from segdesk.cli.check import check_first, check_only
+from segdesk.cli.console import meter, show, show_json
+from segdesk.cli.estimates import tell_estimates
 from segdesk.cli.labelled import labelled
+from segdesk.cli.replay import replay_round
+from segdesk.cli.running import follow_run
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.knobs import parse_assignments
 from segdesk.config.model import NewModelConfig
 from segdesk.config.training import TrainingConfig
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.run import Run, RunState
+from segdesk.core.verdict import judge
 from segdesk.io.store import ProjectStore
-from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Said, Stepped
+from segdesk.jobs.messages import (
+    Finished,
+)
 from segdesk.session.models import use_model
 from segdesk.session.session import Session
-from segdesk.session.training import NewModel, find_runs, start
+from segdesk.session.training import NewModel, start
+from segdesk.session.training import resume as go_on
 
 
 def register(app: typer.Typer) -> None:
@@ -47,21 +52,56 @@ def train(
         None, "--recipe", help="quick, standard, full, scratch, decoder or head."
     ),
     settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
+    resume: str | None = typer.Option(
+        None, "--resume", help="Let this run go on that was stopped or broke off."
+    ),
+    estimate: bool = typer.Option(
+        False, "--estimate", help="Tell what each recipe would take here, and train nothing."
+    ),
+    devices: int | None = typer.Option(None, "--devices", help="Graphics cards that share it."),
+    nodes: int | None = typer.Option(None, "--nodes", help="Machines that share it."),
     use: bool = typer.Option(False, "--use", help="Make the new model the one in use."),
+    again: str | None = typer.Option(
+        None, "--replay", help="Do this run again and say whether it comes out the same."
+    ),
+    check: bool = typer.Option(
+        False, "--check", help="Only say what would make the run fail or its score mislead."
+    ),
     as_json: bool = typer.Option(False, "--json", help="One event a line; last, the outcome."),
 ) -> None:
     """Train a model on the corrected images of a project: fine-tune one, or a new one."""
+    if again is not None:
+        if model or new or options or recipe or settings or use:
+            raise InputError("--replay takes model and settings from the run; give it alone.")
+        replay_round(project, again, as_json=as_json)
+        return
     values: dict[str, Any] = parse_assignments(settings)
-    config = TrainingConfig.from_user(values | ({"recipe": recipe} if recipe else {}))
+    chosen = {"recipe": recipe, "devices": devices, "nodes": nodes}
+    config = TrainingConfig.from_user(values | {k: v for k, v in chosen.items() if v is not None})
     untrained = _new_model(new, model, parse_assignments(options))
-    with ProjectStore.open(project) as store, meter("Training") as progress:
+    if check:
+        check_only(project, config, model, untrained, as_json=as_json)
+        return
+    with ProjectStore.open(project) as store:
         session = Session(store)
-        run, is_input = _train(session, config, model, untrained, progress, as_json)
+        if estimate:
+            tell_estimates(session, config, model, as_json=as_json)
+            return
+
+        def begin() -> Run:
+            if resume is not None:
+                return go_on(session, resume)
+            return start(session, config, model, untrained)
+
+        if resume is None:
+            check_first(store, config, model, untrained, as_json=as_json)
+        is_shared = config.devices * config.nodes > 1
+        run, end = follow_run(session, begin, is_shared=is_shared, as_json=as_json)
         if use and run.state is RunState.COMPLETED:
             use_model(session, run.new_model)
-    _report(run, as_json)
+    _report(run, end, as_json)
     if run.state is not RunState.COMPLETED:
-        error = InputError if is_input else SegDeskError
+        error = InputError if end is not None and end.is_input else SegDeskError
         raise error(run.reason or "The run was stopped; its checkpoint is kept.")
 
 
@@ -89,54 +129,11 @@ def _new_model(new: str | None, model: str | None, options: dict[str, str]) -> N
     return NewModel(spec.name, config, {k: checked[k] for k in own}, spec.needs_labels)
 
 
-def _train(
-    session: Session,
-    config: TrainingConfig,
-    model: str | None,
-    new: NewModel | None,
-    progress: Meter,
-    as_json: bool,
-) -> tuple[Run, bool]:
-    """Return the run as it ended, and whether what it was given made it fail."""
-    from segdesk.training.inline import InlineBackend
-
-    ends: list[Finished] = []
-
-    def on_event(event: AnyEvent) -> None:
-        session.handle(event)
-        if isinstance(event, Finished):
-            ends.append(event)
-        if as_json:
-            show(event.model_dump_json())
-        elif isinstance(event, Stepped):
-            progress(event.step, event.total, f"loss {event.loss:.3f}")
-        elif isinstance(event, Said):
-            say(event.text)
-        elif isinstance(event, Evaluated) and event.scores["dice"] is not None:
-            say(f"after {event.step} steps: validation Dice {event.scores['dice']:.3f}")
-
-    backend = InlineBackend(on_event)
-    session.attach(backend)
-    find_runs(session)
-    with _interrupt_cancels(backend.cancel):
-        started = start(session, config, model, new)
-    run = next(run for run in session.store.runs() if run.id == started.id)
-    return run, any(end.is_input for end in ends)
-
-
-@contextmanager
-def _interrupt_cancels(cancel: Any) -> Iterator[None]:
-    """Make the first Ctrl-C end the run at its next step, with a checkpoint."""
-    before = signal.signal(signal.SIGINT, lambda *_: cancel(""))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _report(run: Run, as_json: bool) -> None:
+def _report(run: Run, end: Finished | None, as_json: bool) -> None:
+    is_made = run.state is RunState.COMPLETED
+    result = end.result if end is not None and is_made else {}
     if as_json:
-        name = run.new_model if run.state is RunState.COMPLETED else None
+        name = run.new_model if is_made else None
         show_json(
             {
                 "run": run.id,
@@ -145,16 +142,21 @@ def _report(run: Run, as_json: bool) -> None:
                 "reason": run.reason,
                 "before": run.before,
                 "after": run.after,
+                "verdict": result.get("verdict"),
+                "verdict_text": result.get("verdict_text", ""),
+                "difference": result.get("difference"),
+                "interval": result.get("interval"),
             }
         )
-    elif run.state is RunState.COMPLETED:
+    elif is_made:
         show(f"Made {run.new_model}." + _gain(run))
+        show(judge(run.before, run.after).text)
 
 
 def _gain(run: Run) -> str:
     before, after = run.before or {}, run.after or {}
-    if after.get("dice") is None:
-        return " No labelled image is held back for validation, so it has no score."
+    if after.get("dice") is None:  # the verdict says why
+        return ""
     if before.get("dice") is None:  # a new model: there was nothing to judge before
         return f" Validation Dice {after['dice']:.3f} ({after['n']} images)."
     return (

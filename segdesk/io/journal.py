@@ -197,6 +197,13 @@ class Journal:
         )
         return [edit_of(row) for row in rows]
 
+    def stroke_times(self, sample_id: str) -> list[float]:
+        """Return when each stroke was made, undone ones too, in seconds since the epoch."""
+        rows = self._database.rows(
+            "SELECT time FROM edits WHERE sample_id = ? ORDER BY time", sample_id
+        )
+        return [float(row["time"]) for row in rows]
+
     def _step(self, sample_id: str, choice: str, state: str, target: str) -> Edit | None:
         self._check_writable()
         row = self._database.row(

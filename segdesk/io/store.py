@@ -332,12 +332,15 @@ class ProjectStore(Journal):
         Raises
         ------
         ValueError
-            The run has ended and would end another way or go on.
+            The run has ended and would end another way, or one that came to its end would
+            go on. One that did not may wait for its turn again.
         """
         self._check_writable()
         row = self._database.row("SELECT state FROM runs WHERE id = ?", run.id)
-        if row and RunState(row["state"]).is_terminal and run.state != row["state"]:
-            raise ValueError(f"run {run.id} has ended as {row['state']}, not {run.state}")
+        old = RunState(row["state"]) if row else run.state
+        is_resumed = run.state is RunState.QUEUED and old is not RunState.COMPLETED
+        if old.is_terminal and run.state is not old and not is_resumed:
+            raise ValueError(f"run {run.id} has ended as {old}, not {run.state}")
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO runs (id, folder, base_model, state, new_model, reason,"

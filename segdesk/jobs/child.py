@@ -108,6 +108,15 @@ class Doorkeeper:
             self._on_order, self._on_parent_gone = on_order, on_parent_gone
 
 
+def is_first_process() -> bool:
+    """Whether this is the process of a run that tells and writes.
+
+    The further processes of a run on several devices and machines are told their numbers
+    in the environment, as torch's own launchers do it.
+    """
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
+
+
 def share_processor() -> None:
     """Make idle OpenMP threads sleep; call before torch is imported.
 

@@ -17,6 +17,7 @@ from segdesk.core.annotation import Annotation
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction, UncertaintyKind
 from segdesk.core.sample import Sample, Status
+from segdesk.core.words import duration
 from segdesk.inference.normalize import pick_channels
 from segdesk.io.calibrations import read_calibration
 from segdesk.io.labels import read_plane
@@ -217,7 +218,7 @@ class Cost:
         passes = f"{self.passes} pass{'' if self.passes == 1 else 'es'}"
         if self.seconds is not None:
             each = "" if self.images == 1 else " each"
-            return f"About {_duration(self.seconds)} for {what}, {passes}{each}."
+            return f"About {duration(self.seconds)} for {what}, {passes}{each}."
         longer = f", {self.passes} times as long as margin" if self.passes > 1 else ""
         return f"{passes} for each image{longer}; how long is known after the first prediction."
 
@@ -281,12 +282,6 @@ def _earlier(
             names = [name for name in then.companions.split(",") if name.strip()]
             passes = count_passes(then, len(names))
             yield passes, seconds / (passes * math.prod(sample.shape))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def check_channels(sample: Sample, entry: ModelEntry, chosen: Sequence[int] = ()) -> None:

@@ -124,11 +124,11 @@ def start(
         No model, or nothing to learn from.
     """
     store = session.store
-    entry = None if new is not None else _find_start(store, model)
+    entry = None if new is not None else find_start(store, model)
     labelled = labelled_samples(store)
     unlabelled = [] if new is None or new.needs_labels else _without_labels(store, labelled)
     if not unlabelled:
-        _require_training_images(labelled)
+        require_training_images(labelled)
     if entry is not None:
         for item in labelled:
             check_channels(item.sample, entry)
@@ -169,7 +169,14 @@ def _find_run(session: Session, run_id: str) -> Run:
     return next(run for run in session.store.runs() if run.id == run_id)
 
 
-def _find_start(store: ProjectStore, model: str | None) -> ModelEntry:
+def find_start(store: ProjectStore, model: str | None) -> ModelEntry:
+    """Return the model a run starts from: the one named, or the one in use.
+
+    Raises
+    ------
+    InputError
+        There is none, or it cannot be used.
+    """
     entry = find_model(model, store) if model else current_model(store)
     if entry is None:
         raise InputError(
@@ -179,7 +186,8 @@ def _find_start(store: ProjectStore, model: str | None) -> ModelEntry:
     return entry
 
 
-def _require_training_images(labelled: Sequence[Labelled]) -> None:
+def require_training_images(labelled: Sequence[Labelled]) -> None:
+    """Refuse labelled samples of which all are held back, or none at all (InputError)."""
     if any(item.sample.split is Split.TRAIN for item in labelled):
         return
     held = len(labelled)
@@ -346,7 +354,7 @@ def estimate(session: Session, config: TrainingConfig, model: str | None = None)
         There is no model to start from.
     """
     store = session.store
-    entry = _find_start(store, model)
+    entry = find_start(store, model)
     items = [item.sample for item in labelled_samples(store)]
     sides = {split: [_sides(s) for s in items if s.split is split] for split in Split}
     job = session.new_job("estimate")
@@ -383,7 +391,7 @@ def vary(session: Session, config: TrainingConfig, sample_id: str) -> str:
             labels=store.revision_file(sample_id, annotation.revision)
             if annotation is not None and is_known
             else None,
-            model_folder=_find_start(store, None).folder,
+            model_folder=find_start(store, None).folder,
             colors=tuple(c.color for c in store.classes.classes),
             config=config,
             out=store.folder / "cache" / "examples",

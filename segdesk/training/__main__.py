@@ -12,11 +12,10 @@ import sys
 import threading
 from pathlib import Path
 
-from segdesk.jobs.child import ParentLine, lower_priority, share_processor
+from segdesk.jobs.child import ParentLine, is_first_process, lower_priority, share_processor
 from segdesk.jobs.control import RunControl
 from segdesk.jobs.following import listen_to_folder
 from segdesk.jobs.messages import (
-    AnyEvent,
     AnyOrder,
     CancelOrder,
     EstimateOrder,
@@ -90,9 +89,8 @@ def main() -> None:
     """Do one run, listening for orders and for the parent's death."""
     is_waiting = sys.argv[1] == "--wait"
     folder = None if is_waiting else Path(sys.argv[1])
-    # The further processes of a run on several devices are started by the first.
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    log = Path(sys.argv[2]) if folder is None else folder / "log.txt"
+    is_first = is_first_process()
+    log = Path(sys.argv[2]) if folder is None else folder / _log_name()
     line = ParentLine(log)
     lower_priority()
     share_processor()
@@ -104,7 +102,6 @@ def main() -> None:
     from segdesk.training.run import run_folder
 
     child.has_loaded = True
-    send = line.send if is_first else _keep_quiet
     while folder is None:
         task = child.tasks.get()
         if task is None:
@@ -116,11 +113,14 @@ def main() -> None:
             sys.argv[1:] = [str(folder)]
         else:
             answer(task, line.send, child.next_answer())
-    run_folder(folder, send, child.control)
+    run_folder(folder, line.send, child.control)
 
 
-def _keep_quiet(event: AnyEvent) -> None:
-    """Leave it to the first process to tell."""
+def _log_name() -> str:
+    if is_first_process():
+        return "log.txt"
+    ranks = (os.environ.get(name, "0") for name in ("NODE_RANK", "LOCAL_RANK"))
+    return f"log-{'-'.join(ranks)}.txt"
 
 
 if __name__ == "__main__":

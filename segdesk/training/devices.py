@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -83,9 +84,15 @@ class Team:
         """Compute gradients."""
         self._fabric.backward(loss)
 
-    def clip(self, network: Any, optimizer: Any, longest: float) -> None:
-        """Shorten the gradients together to a length."""
-        self._fabric.clip_gradients(network, optimizer, max_norm=longest, error_if_nonfinite=False)
+    def clip(self, network: Any, optimizer: Any, longest: float) -> bool:
+        """Shorten the gradients together to a length; False if that is no finite number.
+
+        With a loss scaler, infinite ones now and then are in order: it skips that step.
+        """
+        length = self._fabric.clip_gradients(
+            network, optimizer, max_norm=longest, error_if_nonfinite=False
+        )
+        return bool(self.state()) or length is None or math.isfinite(float(length))
 
     def any(self, is_so: bool) -> bool:
         """Whether it is so in any process; all of them must ask."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.training import Augmentation, ClassWeights, Recipe, TrainingConfig
 from segdesk.core.card import ModelCard, TrainingData
-from segdesk.core.errors import CanceledError, InputError, SegDeskError
+from segdesk.core.errors import CanceledError, SegDeskError
 from segdesk.core.manifest import CHECKPOINT, RunManifest
 from segdesk.core.sample import Split
 from segdesk.inference.normalize import standardize
@@ -55,6 +55,7 @@ from segdesk.training.metrics import confusion
 from segdesk.training.optimizing import WeightAverage, make_optimizer, set_training_mode
 from segdesk.training.preview import write_preview
 from segdesk.training.quick import feature_feed
+from segdesk.training.settings import require_crop
 from segdesk.training.start import RunData, load_data, load_start
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class FineTuning:
         for step in range(first, self._config.total_steps + 1):
             began += self._control.wait(self._tell_pause)
             self._leave_if_canceled(step - 1)
-            loss = self._step(wrapped, optimizer)
+            loss = self._step(wrapped, optimizer, step)
             self._average.take(self._network, step)
             self._report(step, loss, began, first)
             self._schedule.step()
@@ -174,14 +175,8 @@ class FineTuning:
 
     def _crop_size(self) -> int:
         """Return the side of the crops, which must suit the architecture."""
-        spec, size = self._model.spec, self._config.crop_size
-        if size % spec.stride or size < spec.min_size:
-            least = max(spec.stride, spec.min_size)
-            nearest = max(round(size / spec.stride), -(-least // spec.stride)) * spec.stride
-            raise InputError(
-                f"Crops of {size} pixels do not fit {spec.title}: it needs multiples of "
-                f"{spec.stride} from {least} on; the nearest is {nearest}."
-            )
+        size = self._config.crop_size
+        require_crop(self._model.spec, size)
         return size
 
     def _make_loss(self) -> Loss:
@@ -268,7 +263,7 @@ class FineTuning:
 
     # The steps -----------------------------------------------------------------
 
-    def _step(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    def _step(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> float:
         """Make one step; where memory is too small for the batch, in parts of it.
 
         Gradients of the parts are summed, so the batch stays what it was. (Dice is taken
@@ -290,9 +285,28 @@ class FineTuning:
                     raise
             # Outside the handler, which would hold on to the tensors of the failed try.
             self._take_smaller_parts(len(batch))
-        self._team.clip(wrapped, optimizer, config.clip)
+        if not math.isfinite(loss):
+            self._leave_diverged(f"The loss became {loss}", step)
+        if not self._team.clip(wrapped, optimizer, config.clip):
+            self._leave_diverged("The gradients became infinite or no numbers", step)
         optimizer.step()
         return loss
+
+    def _leave_diverged(self, what: str, step: int) -> NoReturn:
+        """End the run before a step that would spoil the weights; those so far are kept."""
+        kept = ""
+        if step > 1:
+            path = self._folder / "checkpoints" / "last.safetensors"
+            if self._team.is_first:
+                save_checkpoint(path, self._average.mean, step - 1)
+            kept = f" The weights after step {step - 1}, the last good ones, are kept in {path}."
+        if self._best_state is not None:
+            best = self._folder / "checkpoints" / "best.safetensors"
+            kept += f" Those that did best so far are in {best}."
+        raise SegDeskError(
+            f"{what} at step {step}, so the run was ended and the model it started from is "
+            f"untouched; try a lower learning rate.{kept}"
+        )
 
     def _accumulate(
         self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: Any
@@ -323,14 +337,6 @@ class FineTuning:
         )
 
     def _report(self, step: int, loss: float, began: float, first: int) -> None:
-        if not math.isfinite(loss):
-            kept = "" if self._best_state is None else (
-                " The best weights so far are kept in checkpoints/best.safetensors."
-            )  # fmt: skip
-            raise SegDeskError(
-                f"The loss became {loss} at step {step}, so the run was ended and the model it "
-                f"started from is untouched; try a lower learning rate.{kept}"
-            )
         total = self._config.total_steps
         group = self._optimizer.param_groups[0]
         passed = time.monotonic() - began

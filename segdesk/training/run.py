@@ -15,10 +15,12 @@ from segdesk.core.errors import CanceledError, InputError, SegDeskError
 from segdesk.core.manifest import CHECKPOINT, RunManifest
 from segdesk.core.run import RunState
 from segdesk.io.atomic import atomic_write_bytes
+from segdesk.jobs.child import is_first_process
 from segdesk.jobs.control import RunControl
 from segdesk.jobs.following import EVENTS, new_lines, sign_in
 from segdesk.jobs.messages import AnyEvent, Finished
 from segdesk.training.checkpoint import load_state
+from segdesk.training.ledger import Ledger
 from segdesk.training.loop import FineTuning
 
 
@@ -29,6 +31,8 @@ def run_folder(folder: Path, send: Callable[[AnyEvent], None], control: RunContr
     """
     manifest = RunManifest.model_validate_json((folder / "manifest.json").read_text("utf-8"))
     config = TrainingConfig.model_validate_json((folder / "config.json").read_text("utf-8"))
+    if not is_first_process():
+        return _finish(folder, manifest, config, lambda event: None, control)
     with suppress(SegDeskError, OSError):
         sign_in(folder)
         _cut_journal(folder)
@@ -40,7 +44,8 @@ def run_folder(folder: Path, send: Callable[[AnyEvent], None], control: RunContr
                 journal.write(event.model_dump_json().encode() + b"\n")
             send(event)
 
-        finished = _finish(folder, manifest, config, tell, control)
+        ledger = Ledger(folder, manifest, config)
+        finished = ledger.close(_finish(folder, manifest, config, tell, control), tell)
         tell(finished)
     return finished
 

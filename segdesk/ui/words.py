@@ -6,13 +6,8 @@ from typing import Any
 
 from segdesk.core.run import Run, RunState
 from segdesk.core.sample import Sample, Split, Status
+from segdesk.core.verdict import judge, remembered
 from segdesk.session.models import ModelEntry
-
-#: A loss of Dice on the images a model already knew that is worth a warning.
-FORGOTTEN = 0.03
-
-#: A Dice below which a model is of little use.
-POOR = 0.3
 
 NONE = "\N{EN DASH}"
 
@@ -122,43 +117,13 @@ def score_rows(
         _score_row("Images held back: Dice", before.get("dice"), after.get("dice")),
         _score_row("Images held back: IoU", before.get("iou"), after.get("iou")),
     ]
-    old = _remembered(before), _remembered(after)
+    old = remembered(before), remembered(after)
     return rows if None in old else [*rows, _score_row("Images it knew: Dice", *old)]
 
 
-def verdict(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
-    """Say in a sentence whether the new model is better."""
-    if before is None or after is None:
-        return ""
-    was, now = before.get("dice"), after.get("dice")
-    if now is None:
-        return (
-            "No score can be given, since no corrected image is held back to check the model; "
-            "look at its predictions before you go on with it."
-        )
-    poor = "The new model is still poor on the images held back: correct more, or train longer."
-    if was is None:
-        unknown = "No score before: the model did not know these classes."
-        return f"{unknown} {poor}" if now < POOR else unknown
-    if now <= was:
-        return (
-            "The new model is no better on the images held back: rather leave it, and correct more."
-        )
-    if now < POOR:
-        return poor
-    better = "The new model is better on the images held back"
-    old_before, old_after = _remembered(before), _remembered(after)
-    if old_before is None or old_after is None:
-        return f"{better}."
-    if old_before - old_after > FORGOTTEN:
-        return f"{better}, but has forgotten part of what it knew."
-    return f"{better}, and has kept what it knew."
-
-
-def _remembered(scores: dict[str, Any]) -> float | None:
-    """Return the Dice on images the model knew; None if none of them fits the classes."""
-    value: float | None = (scores.get("remembered") or {}).get("dice")
-    return value
+def verdict_words(run: Run) -> str:
+    """Say whether the model a run made is better; empty while it has made none."""
+    return judge(run.before, run.after).text if run.state is RunState.COMPLETED else ""
 
 
 def _after(prefix: str, reason: str) -> str:

@@ -157,7 +157,7 @@ def test_a_run_makes_a_model_beside_the_old_one(
     labelled.events.run_changed.connect(lambda run: states.append(run.state))
     run = start(labelled, TINY)
     assert run.state is RunState.COMPLETED, run.reason
-    assert states == [RunState.RUNNING, RunState.COMPLETED]
+    assert states == [RunState.QUEUED, RunState.RUNNING, RunState.COMPLETED]
     assert run.new_model == "tiny-r1"
     assert run.before is not None
     assert run.after is not None
@@ -242,5 +242,5 @@ def test_runs_a_killed_program_left_behind_are_closed(
     assert closed.id == "r1"
     assert said == again.store.runs()[:1]
     assert said[0].state is RunState.CRASHED
-    assert "checkpoint is kept" in said[0].reason
+    assert "go on from its last checkpoint" in said[0].reason
     assert find_runs(again) == []

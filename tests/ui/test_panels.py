@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from PIL import Image
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QPoint, Qt
 
-from segdesk.core.run import RunState
+from segdesk.core.run import Run, RunState
 from segdesk.core.sample import Status
 from segdesk.jobs.messages import Evaluated, Finished, Progressed, Stepped
 from segdesk.session.session import Session
@@ -17,7 +18,7 @@ from segdesk.session.workers import WorkerBackend
 from segdesk.ui.bridge import Bridge
 from segdesk.ui.panels.predict import outcome_words
 from segdesk.ui.panels.project import ProjectPanel
-from segdesk.ui.words import device_words, learning_words, score_rows, verdict, why_not_train
+from segdesk.ui.words import device_words, learning_words, score_rows, verdict_words, why_not_train
 from segdesk.ui.workbench import Workbench
 from tests.ui.conftest import nuclei, show
 
@@ -25,7 +26,12 @@ LEFT = Qt.MouseButton.LeftButton
 
 
 def scores(dice: float | None, remembered: float | None) -> dict[str, Any]:
-    return {"dice": dice, "iou": dice, "remembered": {"dice": remembered}}
+    """Scores as a run reports them, of five images held back."""
+    number = 0 if dice is None else 5
+    return {
+        "dice": dice, "iou": dice, "n": number, "remembered": {"dice": remembered},
+        "per_image": [{"image": f"s{n}", "dice": dice} for n in range(number)],
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -87,8 +93,6 @@ def test_a_click_in_the_list_opens_the_image(
 def test_the_list_filters_sorts_and_gets_thumbnails(
     workbench: Workbench, project: list[str], qtbot: QtBot
 ) -> None:
-    from dataclasses import replace
-
     panel: Any = workbench.panels["Project"]
     session = workbench.session
     assert session is not None
@@ -163,8 +167,6 @@ def test_accepting_and_taking_back(workbench: Workbench, shown: str, qtbot: QtBo
 def test_next_goes_to_the_most_uncertain_and_says_why(
     workbench: Workbench, project: list[str], shown: str, qtbot: QtBot
 ) -> None:
-    from dataclasses import replace
-
     assert workbench.session is not None
     sample = workbench.session.store.sample(project[2])
     workbench.session.put_sample(replace(sample, score=0.25))
@@ -335,17 +337,12 @@ def test_the_new_model_is_compared_used_and_left_again(
 def test_words_without_a_score_say_why() -> None:
     rows = score_rows(scores(None, None), scores(0.5, 0.9))
     assert [row[1:] for row in rows] == [("\N{EN DASH}", "0.500", "")] * 2
-    assert "No score" in verdict(scores(None, 0.9), scores(None, 0.9))
-    assert "no better" in verdict(scores(0.5, 0.9), scores(0.4, 0.9))
-    assert "forgotten" in verdict(scores(0.5, 0.9), scores(0.8, 0.5))
-    assert "kept what it knew" in verdict(scores(0.5, 0.9), scores(0.8, 0.9))
-    better = "The new model is better on the images held back."
-    assert verdict(scores(0.5, None), scores(0.8, None)) == better
-    unknown = "No score before: the model did not know these classes."
-    assert verdict(scores(None, None), scores(0.5, None)) == unknown
-    poor = "The new model is still poor on the images held back: correct more, or train longer."
-    assert verdict(scores(0.1, 0.9), scores(0.2, 0.9)) == poor
-    assert verdict(scores(None, 0.9), scores(0.2, 0.9)) == f"{unknown} {poor}"
+    run = Run("r", Path("r"), "base", RunState.COMPLETED, "base-r1")
+    assert "no score can be given" in verdict_words(run)
+    five = replace(run, before=scores(0.5, 0.9), after=scores(0.8, 0.5))
+    assert "better on the 5 images held back: Dice +0.300" in verdict_words(five)
+    assert "It has forgotten part of what it knew" in verdict_words(five)
+    assert verdict_words(replace(five, state=RunState.CANCELED)) == ""
 
 
 def test_words_of_devices_and_outcomes() -> None:

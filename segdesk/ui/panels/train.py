@@ -23,7 +23,7 @@ from segdesk.ui.words import (
     run_words,
     score_rows,
     time_words,
-    verdict,
+    verdict_words,
     why_not_train,
 )
 
@@ -232,7 +232,7 @@ class TrainPanel(Panel):
             self.verdict.say("")
         else:
             self.scores.show_scores(score_rows(run.before, run.after))
-            self.verdict.say(verdict(run.before, run.after))
+            self.verdict.say(verdict_words(run))
 
     def _scroll_to_result(self) -> None:
         """Bring how the run ended, and what can be done now, into view."""

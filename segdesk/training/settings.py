@@ -1,0 +1,60 @@
+"""Settings that do not go with a model or a machine, known before anything is read."""
+
+from __future__ import annotations
+
+import torch
+
+from segdesk.config.training import Mixed, Recipe, TrainingConfig
+from segdesk.core.card import ModelCard
+from segdesk.core.errors import InputError
+from segdesk.nn.device import pick_device
+from segdesk.nn.registry import build_network, find_architecture
+from segdesk.nn.segmenter import Segmenter
+from segdesk.nn.spec import ModelSpec
+
+
+def require_settings(config: TrainingConfig, architecture: str, card: ModelCard | None) -> None:
+    """Refuse what a run would refuse at its start.
+
+    Parameters
+    ----------
+    card
+        Of the trained model it starts from; None for an untrained one.
+
+    Raises
+    ------
+    InputError
+        A device that is not there, crops of a size the architecture does not take, or a
+        recipe that does not go with the model.
+    """
+    device = pick_device(config.device).device
+    if config.precision is Mixed.FLOAT16 and device.type == "cpu":
+        raise InputError("A processor cannot learn in float16; choose bfloat16, single or auto.")
+    spec = find_architecture(architecture)
+    require_crop(spec, config.crop_size)
+    if config.recipe is not Recipe.QUICK:
+        return
+    if card is None:
+        raise InputError(
+            "The recipe quick keeps what a model has learnt, and a new one has learnt nothing "
+            "yet; train it with the recipe full."
+        )
+    with torch.device("meta"):
+        network = build_network(card)
+    if not isinstance(network, Segmenter) or not network.takes_quick_head:
+        raise InputError(
+            f"The recipe quick does not work with {spec.title}, which does more than encoder, "
+            "decoder and head in a row; choose the recipe head."
+        )
+
+
+def require_crop(spec: ModelSpec, size: int) -> None:
+    """Refuse crops of a side, in pixels, that the architecture does not take (InputError)."""
+    if size % spec.stride == 0 and size >= spec.min_size:
+        return
+    least = max(spec.stride, spec.min_size)
+    nearest = max(round(size / spec.stride), -(-least // spec.stride)) * spec.stride
+    raise InputError(
+        f"Crops of {size} pixels do not fit {spec.title}: it needs multiples of "
+        f"{spec.stride} from {least} on; the nearest is {nearest}."
+    )
