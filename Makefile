@@ -20,6 +20,8 @@ run: setup
 	  rm -rf demo-out && $(BIN)/segdesk demo --out demo-out; \
 	fi
 
+# Modules are compiled once, whatever the environment says: the tests start hundreds of processes.
+test: export PYTHONDONTWRITEBYTECODE :=
 # Whoever finishes early takes tests from the other: some take minutes, most milliseconds.
 test: setup lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
