@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import subprocess
@@ -17,18 +18,39 @@ import numpy.typing as npt
 import pytest
 from hypothesis import settings
 from PIL import Image
+from pytestqt.qtbot import QtBot
 
 from segdesk.core.card import ModelCard
 from segdesk.core.classes import ClassMap
+from segdesk.jobs.child import share_processor
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
 Pixels = npt.NDArray[np.uint8]
 
+#: Least time to wait for what must happen: it is spent only where something is wrong, and a
+#: slow machine with other work may take long over anything.
+PATIENCE = 120.0
+
+# Tests run beside each other and start workers: idle threads must not spin.
+share_processor()
+
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("segdesk", deadline=None)
 settings.load_profile("segdesk")
+
+
+@pytest.fixture(scope="session")
+def frozen_modules() -> None:
+    """Leave napari's and Qt's modules out of every garbage collection from now on.
+
+    A test with a window collects several times, half a second each for what never goes.
+    """
+    import napari.qt  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -77,9 +99,41 @@ def tmpfs(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         subprocess.run(["umount", point], check=True)
 
 
+class PatientBot(QtBot):
+    """Waits at least :data:`PATIENCE` for what must happen."""
+
+    def waitUntil(self, callback: Callable[[], bool | None], *, timeout: int = 0) -> None:
+        super().waitUntil(callback, timeout=max(timeout, round(1000 * PATIENCE)))
+
+    def waitExposed(self, widget: Any, *, timeout: int = 0) -> Any:
+        return super().waitExposed(widget, timeout=max(timeout, round(1000 * PATIENCE)))
+
+
+@pytest.fixture
+def qtbot(qapp: object, request: pytest.FixtureRequest) -> QtBot:
+    return PatientBot(request)
+
+
+@pytest.fixture(scope="session")
+def slowness() -> Callable[[], float]:
+    """Tell how many times longer things take now than on a machine with nothing else to do.
+
+    What is promised in seconds is promised for that machine.
+    """
+
+    def measure(work: float = 0.1) -> float:
+        started, worked = time.monotonic(), time.thread_time()
+        while time.thread_time() - worked < work:
+            pass
+        return (time.monotonic() - started) / work
+
+    return measure
+
+
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[..., None]:
     def wait(condition: Callable[[], object], seconds: float = 30.0, what: str = "it") -> None:
+        seconds = max(seconds, PATIENCE)
         deadline = time.monotonic() + seconds
         pause = threading.Event()
         while not condition():

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from segdesk.session.predicting import request
 from segdesk.session.session import Session
 
 if TYPE_CHECKING:
+    from segdesk.nn.profile import Profile
     from segdesk.nn.spec import ModelSpec
 
 PROJECT = typer.Option(None, "--project", help="Also the project's own models.")
@@ -181,11 +183,10 @@ def _report_model(entry: ModelEntry, kept: Calibration | None) -> dict[str, Any]
 
 
 def _report_architecture(spec: ModelSpec, entries: Sequence[ModelEntry]) -> dict[str, Any]:
-    from segdesk.nn.profile import profile
     from segdesk.nn.registry import resolve_options
 
     options = {v.value: resolve_options(spec, v, {}) for v in Variant}
-    profiles = {v: profile(spec, o, CHANNELS, CLASSES) for v, o in options.items()}
+    profiles = {v: _profile(spec.name, v) for v in options}
     weights = [e.name for e in entries if e.card.architecture == spec.name]
     encoder = profiles[Variant.PAPER].encoder
     return {
@@ -215,6 +216,16 @@ def _report_architecture(spec: ModelSpec, entries: Sequence[ModelEntry]) -> dict
         "weights_available": weights + ([f"encoder: timm {encoder}"] if encoder else []),
         "deviations": list(spec.deviations),
     }
+
+
+@cache
+def _profile(name: str, variant: str) -> Profile:
+    """Return size and cost of an installed architecture; computed once, as it takes a moment."""
+    from segdesk.nn.profile import profile
+    from segdesk.nn.registry import find_architecture, resolve_options
+
+    spec = find_architecture(name)
+    return profile(spec, resolve_options(spec, variant, {}), CHANNELS, CLASSES)
 
 
 def _show_model(report: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from segdesk.jobs.child import ParentLine, lower_priority, share_processor
+from segdesk.jobs.child import Doorkeeper, ParentLine, lower_priority, share_processor
 
 
 def main() -> None:
@@ -13,6 +13,8 @@ def main() -> None:
     line = ParentLine(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     lower_priority()
     share_processor()
+    door = Doorkeeper()
+    line.listen(door.take, door.parent_gone)
     # After the real stdout was put aside: torch may print while it is imported.
     from segdesk.inference.engine import Engine
     from segdesk.jobs.messages import Architecture, Ready
@@ -20,7 +22,7 @@ def main() -> None:
     from segdesk.nn.registry import architectures
 
     engine = Engine(line.send)
-    line.listen(engine.take, engine.stop)
+    door.open_to(engine.take, engine.stop)
     choice = pick_device("auto")
     known = tuple(
         Architecture(name=s.name, title=s.title, year=s.year, needs_labels=s.needs_labels)

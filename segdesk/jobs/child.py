@@ -69,6 +69,45 @@ class ParentLine:
         threading.Thread(target=read, name="segdesk-orders", daemon=True).start()
 
 
+class Doorkeeper:
+    """Keeps orders while a worker loads its libraries; ends it if the parent goes meanwhile.
+
+    Nothing is done yet then that would be lost, and whoever closes a project right
+    after opening it need not wait for torch.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: list[AnyOrder] = []
+        self._on_order: Callable[[AnyOrder], None] | None = None
+        self._on_parent_gone: Callable[[], None] | None = None
+
+    def take(self, order: AnyOrder) -> None:
+        """Hand an order on, or keep it."""
+        with self._lock:
+            if self._on_order is None:
+                self._kept.append(order)
+                return
+        self._on_order(order)
+
+    def parent_gone(self) -> None:
+        """Tell of it; while the worker still loads, end it at once."""
+        with self._lock:
+            if self._on_parent_gone is None:
+                os._exit(0)
+        self._on_parent_gone()
+
+    def open_to(
+        self, on_order: Callable[[AnyOrder], None], on_parent_gone: Callable[[], None]
+    ) -> None:
+        """Hand over what was kept, and everything from now on."""
+        with self._lock:
+            for order in self._kept:
+                on_order(order)
+            self._kept.clear()
+            self._on_order, self._on_parent_gone = on_order, on_parent_gone
+
+
 def is_first_process() -> bool:
     """Whether this is the process of a run that tells and writes.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,22 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from segdesk.nn.encoders import import_timm
+from segdesk.nn.outline import build_outline
 from segdesk.nn.spec import ModelSpec
 
 #: About the side of the image the costs are computed for, in pixels.
 TYPICAL_SIDE = 512
 MEGAPIXEL = 1_000_000
 FLOAT32 = 4
-
-#: What initial weights are drawn with; on the meta device they do nothing, slowly.
-_DRAWING = {
-    getattr(torch.Tensor, name)
-    for name in ("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +72,8 @@ def profile(
     """
     options = {**spec.options, **variant_options}
     try:
+        network = build_outline(spec, channels, classes, options)
         with torch.device("meta"):
-            with _Undrawn():
-                network = spec.build(channels, classes, **options)
             return _measure(spec, network, channels)
     except (RuntimeError, TypeError, ValueError):
         # Not a network for the meta device; if it is none at all, this says why.
@@ -123,19 +116,6 @@ def _countable_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was_fast)
-
-
-class _Undrawn(TorchFunctionMode):
-    """Leave tensors as they are made."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        return args[0] if func in _DRAWING else func(*args, **(kwargs or {}))
 
 
 def _watch(network: nn.Module) -> list[int]:

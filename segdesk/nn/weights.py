@@ -15,7 +15,8 @@ from segdesk.core.errors import InputError
 from segdesk.io.atomic import atomic_write_bytes, atomic_write_text
 from segdesk.io.packages import CARD, WEIGHTS, hash_weights, read_card
 from segdesk.nn.heads import HeadKind
-from segdesk.nn.registry import architectures, build_network, find_architecture, resolve_options
+from segdesk.nn.outline import outline, shapes_of, without_head
+from segdesk.nn.registry import architectures, build_network, find_architecture
 from segdesk.nn.spec import ModelSpec
 
 
@@ -85,17 +86,18 @@ def load_weights(network: nn.Module, path: Path, card: ModelCard) -> None:
 
 def _what_fits(tensors: dict[str, Tensor], card: ModelCard) -> str:
     """Say which installed architecture has exactly these tensors, if one has."""
-    shapes = {key: value.shape for key, value in tensors.items()}
-    for spec in architectures().values():
+    shapes = shapes_of(tensors)
+    body = without_head(shapes)
+    size = card.channels, len(card.classes)
+    for name in architectures():
         for variant in ("paper", "small"):
+            # A head changes nothing but the head: most networks need not be built with each.
+            if without_head(outline(name, variant, HeadKind.A, *size)) != body:
+                continue
             for head in HeadKind:
-                options = resolve_options(spec, variant, {"head": str(head)})
-                # On the meta device a network of any size is built in no memory.
-                with torch.device("meta"):
-                    network = spec.build(card.channels, len(card.classes), **options)
-                if {k: v.shape for k, v in network.state_dict().items()} == shapes:
+                if outline(name, variant, head, *size) == shapes:
                     return (
-                        f" They are those of {spec.name} ({variant}, head {head}): correct the "
+                        f" They are those of {name} ({variant}, head {head}): correct the "
                         "card, or choose the model they belong to."
                     )
     return ""

@@ -43,6 +43,8 @@ class Child:
     def __init__(self, folder: Path | None) -> None:
         self.control = RunControl()
         self.tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        #: Whether torch is there; before, there is nothing to lose.
+        self.has_loaded = False
         self._answering = RunControl()
         self._folder = folder
         self._is_alone = False
@@ -73,6 +75,8 @@ class Child:
         """End soon, with a checkpoint; unless the run was told to go on alone."""
         if self._is_alone:
             return
+        if not self.has_loaded:
+            os._exit(0)
         self.control.cancel()
         self._answering.cancel()
         self.tasks.put(None)
@@ -97,6 +101,7 @@ def main() -> None:
     from segdesk.training.prepare import answer
     from segdesk.training.run import run_folder
 
+    child.has_loaded = True
     while folder is None:
         task = child.tasks.get()
         if task is None:

@@ -14,6 +14,11 @@ from qtpy.QtWidgets import QApplication
 from segdesk.app.window import DesktopWindow
 
 
+@pytest.fixture(autouse=True)
+def _quick_garbage_collection(frozen_modules: None) -> None:
+    pass
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where SegDesk keeps what is the user's."""

@@ -25,7 +25,7 @@ class Ear:
     def end(self) -> None:
         self.ended += 1
 
-    def wait_for(self, wanted: Callable[[AnyEvent], bool], seconds: float = 60) -> AnyEvent:
+    def wait_for(self, wanted: Callable[[AnyEvent], bool], seconds: float = 240) -> AnyEvent:
         while not wanted(event := self._queue.get(timeout=seconds)):
             pass
         return event

@@ -103,6 +103,17 @@ def test_a_day_in_the_life_of_an_engine(
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["another", "first", "newer"]
 
 
+def test_closed_while_it_loads_an_engine_leaves_before_it_is_ready(
+    start: Callable[..., WorkerProcess], ear: Any, tmp_path: Path
+) -> None:
+    """Whoever opens a project and closes it again need not wait for torch."""
+    engine = start("-m", "segdesk.inference", str(tmp_path / "log.txt"), job="")
+    engine.close(60)
+    assert ear.ended == 1
+    assert not any(isinstance(event, Ready) for event in ear.events)
+    assert (tmp_path / "log.txt").read_text("utf-8") == ""
+
+
 #: An app in small: starts an engine, and says when it is ready.
 PARENT = """
 import sys

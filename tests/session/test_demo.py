@@ -18,7 +18,7 @@ from segdesk.session.sample_project import sample_images
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_demo_learns_stained_nuclei_without_forgetting_fluorescence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segdesk", "demo", "--out", str(tmp_path / "out"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

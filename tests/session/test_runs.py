@@ -61,7 +61,10 @@ def no_process_stays() -> Iterator[None]:
     yield
     children = psutil.Process().children(recursive=True)
     left = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
-    assert [p for p in left if "segdesk.training" in " ".join(p.cmdline())] == []
+    left = [p for p in left if "segdesk.training" in " ".join(p.cmdline())]
+    for process in left:
+        process.kill()  # or a test that failed would slow down all that follow
+    assert left == []
 
 
 @pytest.fixture
@@ -134,7 +137,7 @@ def test_a_run_that_is_left_goes_on_and_is_found_again(open_window: Callable[[],
     again.wait(lambda e: isinstance(e, Paused) and e.is_paused)
     training.stop(again.session, run.id)
     assert again.end_of(run).state is RunState.CANCELED
-    process.wait(30)
+    process.wait(SECONDS)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="not tried there")

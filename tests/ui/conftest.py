@@ -29,6 +29,11 @@ def _cold_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _quick_garbage_collection(frozen_modules: None) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
 def _settings_of_no_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGDESK_HOME", str(tmp_path / "home"))
 

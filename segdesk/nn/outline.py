@@ -1,0 +1,71 @@
+"""Networks without numbers: names and shapes of their tensors, in a moment and no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from segdesk.config.model import HeadKind
+from segdesk.nn.registry import find_architecture, resolve_options
+from segdesk.nn.spec import ModelSpec
+
+#: Shape of every tensor of a network, by name.
+Shapes = dict[str, tuple[int, ...]]
+
+#: What initial weights are drawn with; on the meta device they do nothing, slowly.
+_DRAWING = {
+    getattr(torch.Tensor, name)
+    for name in ("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
+}
+
+
+def build_outline(
+    spec: ModelSpec, channels: int, classes: int, options: Mapping[str, Any]
+) -> nn.Module:
+    """Build a network of any size on the meta device, its weights undrawn."""
+    with torch.device("meta"), _Undrawn():
+        return spec.build(channels, classes, **options)
+
+
+@cache
+def outline(name: str, variant: str, head: HeadKind, channels: int, classes: int) -> Shapes:
+    """Return the shapes of an installed architecture's tensors.
+
+    Parameters
+    ----------
+    name
+        Of the architecture.
+    variant
+        ``small`` or ``paper``.
+    """
+    spec = find_architecture(name)
+    options = resolve_options(spec, variant, {"head": str(head)})
+    return shapes_of(build_outline(spec, channels, classes, options).state_dict())
+
+
+def shapes_of(tensors: Mapping[str, torch.Tensor]) -> Shapes:
+    """Return the shapes of named tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def without_head(shapes: Shapes) -> Shapes:
+    """Return the shapes of the encoder and the decoder."""
+    return {name: shape for name, shape in shapes.items() if not name.startswith("head.")}
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leave tensors as they are made."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return args[0] if func in _DRAWING else func(*args, **(kwargs or {}))
