@@ -149,6 +149,9 @@ class EstimateOrder(_Message):
         Of the project.
     images
         Sides in pixels, (height, width), of the images to learn from, and of those to judge on.
+    features
+        Where a quick run would keep features: those of the images that the model came with
+        are computed when the question is answered.
     """
 
     order: Literal["estimate"] = "estimate"
@@ -159,6 +162,7 @@ class EstimateOrder(_Message):
     images: tuple[tuple[int, int], ...]
     judged: tuple[tuple[int, int], ...]
     config: TrainingConfig
+    features: Path | None = None
 
 
 class VaryOrder(_Message):

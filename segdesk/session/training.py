@@ -152,7 +152,7 @@ def start(
             colors=tuple(c.color for c in store.classes.classes),
             samples=(*samples, *(_list_unlabelled(sample) for sample in unlabelled)),
             segdesk_version=__version__,
-            features=store.folder / "cache" / "features",
+            features=_feature_cache(store),
         )
         (beside / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
         (beside / "config.json").write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
@@ -373,9 +373,14 @@ def estimate(session: Session, config: TrainingConfig, model: str | None = None)
             images=tuple(sides[Split.TRAIN]),
             judged=tuple(sides[Split.VALIDATION]),
             config=config,
+            features=_feature_cache(store),
         )
     )
     return job
+
+
+def _feature_cache(store: ProjectStore) -> Path:
+    return store.folder / "cache" / "features"
 
 
 def _sides(sample: Sample) -> tuple[int, int]:

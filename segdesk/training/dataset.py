@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,6 +143,43 @@ class Batch:
         return Batch(self.image[rows], self.labels[rows], self.weights[rows])
 
 
+class Turns:
+    """Takes the members of some pools in shuffled orders, so that all are seen as often.
+
+    Parameters
+    ----------
+    sizes
+        How many members each pool has.
+    generator
+        Source of all randomness.
+    """
+
+    def __init__(self, sizes: Sequence[int], generator: torch.Generator) -> None:
+        self._sizes = sizes
+        self._generator = generator
+        self._orders: list[list[int]] = [[] for _ in sizes]
+
+    def next(self, pool: int) -> int:
+        """Return the index of the next member of a pool."""
+        order = self._orders[pool]
+        if not order:
+            order.extend(torch.randperm(self._sizes[pool], generator=self._generator).tolist())
+        return order.pop()
+
+    def state(self) -> list[list[int]]:
+        """Return what is left of each pool's present order."""
+        return [list(order) for order in self._orders]
+
+    def restore(self, state: list[list[int]]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self._orders = [list(order) for order in state]
+
+
+def replayed_of(batch_size: int, replay: float, *, has_old: bool) -> int:
+    """Return how many crops of a batch come from old images; one at least is new."""
+    return min(batch_size - 1, round(batch_size * replay)) if has_old else 0
+
+
 class CropSampler:
     """Draws crops around pixels that count.
 
@@ -171,33 +208,19 @@ class CropSampler:
     ) -> None:
         self._generator = generator
         self._crop_size = crop_size
-        old = min(batch_size - 1, round(batch_size * replay)) if rehearsal else 0
+        old = replayed_of(batch_size, replay, has_old=bool(rehearsal))
         self._pools = [(items, batch_size - old), (rehearsal, old)]
         self._centers = {id(item): item.centers() for item in [*items, *rehearsal]}
-        self._orders: list[list[int]] = [[], []]
+        self.turns = Turns([len(items), len(rehearsal)], generator)
 
     def draw(self) -> Batch:
         """Return the next batch."""
         crops = [
-            self._crop(pool[self._next(which, len(pool))])
+            self._crop(pool[self.turns.next(which)])
             for which, (pool, count) in enumerate(self._pools)
             for _ in range(count)
         ]
         return stack(crops)
-
-    def state(self) -> list[list[int]]:
-        """Return what is left of each pool's present order."""
-        return [list(order) for order in self._orders]
-
-    def restore(self, state: list[list[int]]) -> None:
-        """Go on where :meth:`state` was taken."""
-        self._orders = [list(order) for order in state]
-
-    def _next(self, which: int, size: int) -> int:
-        order = self._orders[which]
-        if not order:
-            order.extend(torch.randperm(size, generator=self._generator).tolist())
-        return order.pop()
 
     def _integer(self, high: int) -> int:
         return int(torch.randint(high, (1,), generator=self._generator))

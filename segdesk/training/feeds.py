@@ -107,8 +107,8 @@ class CropFeed:
 
     def state(self) -> list[list[int]]:
         """Return where it is."""
-        return self._sampler.state()
+        return self._sampler.turns.state()
 
     def restore(self, state: list[list[int]]) -> None:
         """Go on there."""
-        self._sampler.restore(state)
+        self._sampler.turns.restore(state)

@@ -29,14 +29,12 @@ from segdesk.nn.losses import make_loss
 from segdesk.nn.weights import seed_everything
 from segdesk.training.augment import Augmenter
 from segdesk.training.dataset import CropSampler, Item, pixel_weights, stack
-from segdesk.training.feeds import CropFeed
+from segdesk.training.feeds import CropFeed, Feed, few_threads
 from segdesk.training.optimizing import make_optimizer, set_training_mode
 from segdesk.training.preview import colour_image, with_labels, write_png
-from segdesk.training.quick import MOST_PIXELS, feature_feed
-from segdesk.training.start import KEEP_BACK, RunData, load_start
+from segdesk.training.quick import MOST_OLD_PIXELS, MOST_PIXELS, feature_feed, keep_features
+from segdesk.training.start import KEEP_BACK, RunData, Start, load_known, load_start
 
-#: Bytes that torch and the program itself take in a run's process, about.
-PROGRAM_BYTES = 500 * 2**20
 EXAMPLES = 8
 EXAMPLE_SIDE = 320
 #: Writing the model and reading the images, in seconds, about.
@@ -78,10 +76,30 @@ def estimate(order: EstimateOrder, send: Send, token: CancelToken) -> None:
     full = _time_full(order, token)
     for recipe in (Recipe.STANDARD, Recipe.FULL, Recipe.SCRATCH):
         send(Estimated(job=order.job, recipe=recipe, seconds=full[0], memory_bytes=full[1]))
+    if order.features is not None:
+        _prepare_features(order, order.features, token)
 
 
-def _start(order: EstimateOrder, recipe: Recipe) -> Any:
-    manifest = RunManifest(
+def _prepare_features(order: EstimateOrder, cache: Path, token: CancelToken) -> None:
+    """Compute what a quick run needs of the images that the model came with."""
+
+    def check(done: int, total: int, text: str) -> None:
+        token.check()
+
+    start = _start(order, Recipe.QUICK)
+    repeated, _ = load_known(_manifest(order), start, lambda text: None)
+    device = pick_device(order.config.device).device
+    place(start.model.network, device)
+    keep_features(start.model, device, repeated, MOST_OLD_PIXELS, cache, check)
+
+
+def _start(order: EstimateOrder, recipe: Recipe) -> Start:
+    config = order.config.model_copy(update={"recipe": recipe})
+    return load_start(_manifest(order), config, lambda text: None, lambda *_: None)
+
+
+def _manifest(order: EstimateOrder) -> RunManifest:
+    return RunManifest(
         run="estimate",
         new_model="estimate",
         base_folder=order.model_folder,
@@ -90,8 +108,6 @@ def _start(order: EstimateOrder, recipe: Recipe) -> Any:
         colors=order.colors,
         samples=(),
     )
-    config = order.config.model_copy(update={"recipe": recipe})
-    return load_start(manifest, config, lambda text: None, lambda *_: None)
 
 
 def _noise(side: int, channels: int) -> Item:
@@ -122,22 +138,31 @@ def _time_full(order: EstimateOrder, token: CancelToken) -> tuple[float, int]:
         device,
         needs_labels=start.model.spec.needs_labels,
     )
-    loss = make_loss(config)
     peak = _Peak(device)
-    seconds = 0.0
-    for _ in range(2):  # the first one also allocates, and picks kernels
-        token.check()
-        began = time.perf_counter()
-        set_training_mode(network, config.recipe, freeze_norm=config.freeze_norm)
-        optimizer.zero_grad(set_to_none=True)
-        value = feed.loss(network, feed.draw(), loss)
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        float(value.detach())  # wait for the device
-        seconds = time.perf_counter() - began
-        peak.look()
+    seconds = _step_seconds(network, optimizer, feed, config, peak, token)
     judging = _judge_seconds(network, item, config, order, token)
     return FIXED_SECONDS + config.steps * seconds + judging, peak.bytes
+
+
+def _step_seconds(
+    network: Any, optimizer: Any, feed: Feed, config: TrainingConfig, peak: _Peak,
+    token: CancelToken,
+) -> float:  # fmt: skip
+    """Return what a step takes; the first of two also allocates, and picks kernels."""
+    loss, seconds = make_loss(config), 0.0
+    with few_threads(feed.is_light):
+        for _ in range(2):
+            token.check()
+            began = time.perf_counter()
+            set_training_mode(network, config.recipe, freeze_norm=config.freeze_norm)
+            optimizer.zero_grad(set_to_none=True)
+            value = feed.loss(network, feed.draw(), loss)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            float(value.detach())  # wait for the device
+            seconds = time.perf_counter() - began
+            peak.look()
+    return seconds
 
 
 def _judge_seconds(
@@ -179,18 +204,7 @@ def _time_quick(
         )
         per_pixel = (time.perf_counter() - began) / item.labels.size
     optimizer, _ = make_optimizer(network, config)
-    loss = make_loss(config)
-    seconds = 0.0
-    for _ in range(3):
-        token.check()
-        began = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        value = feed.loss(network, feed.draw(), loss)
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        float(value.detach())
-        seconds = time.perf_counter() - began
-        peak.look()
+    seconds = _step_seconds(network, optimizer, feed, config, peak, token)
     pixels = min(MOST_PIXELS, sum(height * width for height, width in images))
     judging = _judge_seconds(network, item, config, order, token)
     total = pixels * per_pixel + config.quick_steps * seconds + judging

@@ -20,9 +20,8 @@ from segdesk.core.errors import SegDeskError
 from segdesk.inference.normalize import standardize
 from segdesk.io.atomic import atomic_write_bytes
 from segdesk.nn.losses import Loss
-from segdesk.nn.segmenter import Segmenter
 from segdesk.nn.weights import LoadedModel
-from segdesk.training.dataset import Item, cut
+from segdesk.training.dataset import Item, Turns, cut, replayed_of
 from segdesk.training.start import RunData
 
 #: Side of the largest crop whose features are computed at once, in pixels.
@@ -104,17 +103,16 @@ class FeatureFeed:
         least = min(min(crop.labels.shape[-2:]) for crop in (*new, *old))
         self._grid = stride
         self._size = max(stride, min(least, PATCH) // stride * stride)
-        replayed = min(config.batch_size - 1, round(config.batch_size * config.replay))
-        count = replayed if old else 0
+        count = replayed_of(config.batch_size, config.replay, has_old=bool(old))
         # As many pixels as a batch of whole crops would be too many for a quick step.
         self._pools = [(new, config.batch_size - count), (old, count)]
         self._generator = generator
-        self._orders: list[list[int]] = [[], []]
+        self._turns = Turns([len(new), len(old)], generator)
 
     def draw(self) -> Features:
         """Return the next batch."""
         drawn = [
-            self._patch(pool[self._next(which, len(pool))])
+            self._patch(pool[self._turns.next(which)])
             for which, (pool, count) in enumerate(self._pools)
             for _ in range(count)
         ]
@@ -138,17 +136,11 @@ class FeatureFeed:
 
     def state(self) -> list[list[int]]:
         """Return where it is."""
-        return [list(order) for order in self._orders]
+        return self._turns.state()
 
     def restore(self, state: list[list[int]]) -> None:
         """Go on there."""
-        self._orders = [list(order) for order in state]
-
-    def _next(self, which: int, size: int) -> int:
-        order = self._orders[which]
-        if not order:
-            order.extend(torch.randperm(size, generator=self._generator).tolist())
-        return order.pop()
+        self._turns.restore(state)
 
     def _patch(self, crop: Features) -> Features:
         """Cut a square that holds a pixel that counts."""
@@ -178,26 +170,33 @@ def feature_feed(
     Crops are taken from each image where a person has spoken, whole images if they are small.
     The quick head's standardisation is measured on them, unless it has learnt already.
     """
-    network = model.network
-    assert isinstance(network, Segmenter)
-    stride = model.spec.stride
-    store = FeatureStore(cache, model, device)
-    chosen = [
-        list(_spread(data.train, stride, MOST_PIXELS)),
-        list(_spread(data.rehearsal, stride, MOST_OLD_PIXELS)),
+    head: Any = model.network.get_submodule("quick")
+    pools = [
+        keep_features(model, device, items, most, cache, progress)
+        for items, most in ((data.train, MOST_PIXELS), (data.rehearsal, MOST_OLD_PIXELS))
     ]
-    total, done = sum(map(len, chosen)), 0
-    pools: list[list[Features]] = [[], []]
-    for pool, crops in zip(pools, chosen, strict=True):
-        for crop, name in crops:
-            progress(done, total, "Computing features")
-            pool.append(store.features(crop, name))
-            done += 1
-    store.prune()
-    head: Any = network.quick
-    if not model.card.run or not any(float(n.running_var.sub(1).abs().sum()) for n in head.norms):
+    if all(bool((norm.running_mean == 0).all()) for norm in head.norms):
         head.measure([crop.levels for pool in pools for crop in pool])
-    return FeatureFeed(pools[0], pools[1], config, stride, generator)
+    return FeatureFeed(pools[0], pools[1], config, model.spec.stride, generator)
+
+
+def keep_features(
+    model: LoadedModel,
+    device: torch.device,
+    items: Sequence[Item],
+    most: int,
+    cache: Path,
+    progress: Progress,
+) -> list[Features]:
+    """Compute or find the features of images, at most about ``most`` pixels of them."""
+    store = FeatureStore(cache, model, device)
+    crops = list(_spread(items, model.spec.stride, most))
+    found = []
+    for done, (crop, name) in enumerate(crops):
+        progress(done, len(crops), "Computing features")
+        found.append(store.features(crop, name))
+    store.prune()
+    return found
 
 
 def _spread(items: Sequence[Item], stride: int, most: int) -> Iterator[tuple[Item, str]]:

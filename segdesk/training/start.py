@@ -157,20 +157,20 @@ def load_data(
             "No corrected image is held back for validation, so the model after the last "
             "step is kept and no score can be given."
         )
-    old = _load_known(manifest, start, say)
-    remembered = old[::KEEP_BACK] if len(old) >= KEEP_BACK else []
-    kept_back = {item.name for item in remembered}
-    rehearsal = [item for item in old if item.name not in kept_back]
+    rehearsal, remembered = load_known(manifest, start, say)
     if start.model.spec.needs_labels:
         _warn_of_missing_classes(card, [*planes[Split.TRAIN], *rehearsal], say)
     return RunData(planes[Split.TRAIN], planes[Split.VALIDATION], rehearsal, remembered)
 
 
-def _load_known(manifest: RunManifest, start: Start, say: Say) -> list[Item]:
-    """Return the images the model came with, unless they mean something else here."""
+def load_known(manifest: RunManifest, start: Start, say: Say) -> tuple[list[Item], list[Item]]:
+    """Return the images the model came with: those to repeat, and those kept back.
+
+    None where they mean something else in this project.
+    """
     base, card = start.base, start.model.card
     if base is None or manifest.base_folder is None:
-        return []
+        return [], []
     lost = [name for name in base.card.classes if name not in card.classes]
     folder = manifest.base_folder / REHEARSAL
     if lost:
@@ -180,8 +180,12 @@ def _load_known(manifest: RunManifest, start: Start, say: Say) -> list[Item]:
             f"This project has no {', '.join(lost)}, so the images that "
             f"{base.card.name} learnt from are not repeated."
         )
-        return []
-    return load_rehearsal(folder, card, base.card) if folder.is_dir() else []
+        return [], []
+    old = load_rehearsal(folder, card, base.card) if folder.is_dir() else []
+    if len(old) < KEEP_BACK:
+        return old, []
+    repeated = [item for number, item in enumerate(old) if number % KEEP_BACK]
+    return repeated, old[::KEEP_BACK]
 
 
 def _warn_of_missing_classes(card: ModelCard, items: list[Item], say: Say) -> None:
