@@ -9,9 +9,12 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 TARGET = Path(__file__).parent / "images"
 POLL_MS = 100
+#: The run under way is shown after so many steps.
+LOOK_AT = 60
 
 
 def main() -> None:
@@ -24,6 +27,7 @@ def main() -> None:
     from segdesk.io.masks import read_mask
     from segdesk.session.correcting import Correction
     from segdesk.session.sample_project import sample_images
+    from segdesk.ui.panels.train import PATIENCE
 
     application = get_qapp()
     window = DesktopWindow()
@@ -82,25 +86,37 @@ def main() -> None:
     wait(lambda: window.workbench.current_correction is not None)
     window.workbench.raise_panel("Train")
     wait(lambda: bool(session.architectures))
-    origin = window.workbench.panels["Train"].origin  # type: ignore[attr-defined]
-    origin.choice.setCurrentIndex(origin.choice.findData("deeplab-v3plus"))
+    train: Any = window.workbench.panels["Train"]
+    train.origin.choice.setCurrentIndex(train.origin.choice.findData("deeplab-v3plus"))
+    pause(2 * PATIENCE)  # the look at the project begins once nothing has changed for so long
+    wait(lambda: not train.checks.is_asking)
     grab("new-model")
-    origin.choice.setCurrentIndex(0)
-    window.workbench.panels["Train"].start.click()  # type: ignore[attr-defined]
-    pause(40_000)
+    train.origin.choice.setCurrentIndex(0)
+    wait(lambda: len(train.estimates.words) > 1 and not session.jobs)
+    train.start.click()
+    wait(lambda: not train.preview.shown.isNull() and train.curves.points[0] > LOOK_AT)
+    train.ensureWidgetVisible(train.curves)
     grab("training")
     wait(lambda: session.store.runs()[-1].state is not RunState.RUNNING)
-    window.workbench.panels["Train"].use.click()  # type: ignore[attr-defined]
+    train.use.click()
     pause(500)
     wait(lambda: not session.jobs)
     grab("train")
+    compare: Any = window.workbench.panels["Compare"]
+    window.workbench.raise_panel("Compare")
+    pause(500)
+    compare.compare.click()
+    wait(lambda: bool(compare.rows.rowCount()))
+    window.workbench.show_sample("stained-03")
+    wait(lambda: "Changes" in window.viewer.layers)
+    grab("compare")
     window.workbench.predict([s.id for s in session.store.samples()])
     wait(lambda: not session.jobs)
-    trust = window.workbench.panels["Trust"]
+    trust: Any = window.workbench.panels["Trust"]
     window.workbench.raise_panel("Trust")
-    trust.scope.setCurrentIndex(1)  # type: ignore[attr-defined]
-    trust.scope.activated.emit(1)  # type: ignore[attr-defined]
-    wait(lambda: "7 images" in trust.summary.text())  # type: ignore[attr-defined]
+    trust.scope.setCurrentIndex(1)
+    trust.scope.activated.emit(1)
+    wait(lambda: "6 images" in trust.summary.text())
     grab("trust")
     window.main.close()
     application.processEvents()

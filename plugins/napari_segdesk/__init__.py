@@ -1,6 +1,7 @@
 """The napari plugin: SegDesk's panels in a plain napari."""
 
 from napari_segdesk._widgets import (
+    CompareDock,
     CorrectDock,
     PredictDock,
     ProjectDock,
@@ -10,6 +11,7 @@ from napari_segdesk._widgets import (
 )
 
 __all__ = [
+    "CompareDock",
     "CorrectDock",
     "PredictDock",
     "ProjectDock",

@@ -9,6 +9,9 @@ from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QApplication, QMainWindow, QTabWidget, QVBoxLayout, QWidget
 
 from napari_segdesk._start import StartWidget
+from segdesk.app.settings import load_settings, save_settings
+from segdesk.config.app import RunHabits
+from segdesk.ui.bridge import reporting
 from segdesk.ui.panels.project import ProjectPanel
 from segdesk.ui.workbench import Workbench
 
@@ -30,11 +33,18 @@ def workbench_of(viewer: Viewer) -> Workbench:
     if known is not None:
         return known
     workbench = Workbench(viewer)
+    workbench.set_habits(load_settings().habits)
+    workbench.habits_changed.connect(_keep_habits)
     project = workbench.panels["Project"]
     if isinstance(project, ProjectPanel):
         project.insert(StartWidget(workbench))
     workbenches[id(viewer)] = workbench
     return workbench
+
+
+@reporting()
+def _keep_habits(habits: RunHabits) -> None:
+    save_settings(load_settings().model_copy(update={"habits": habits}))
 
 
 def _forget(key: int) -> None:
@@ -113,6 +123,12 @@ class TrainDock(Docked):
     names = ("Train",)
 
 
+class CompareDock(Docked):
+    """The panel that compares two models."""
+
+    names = ("Compare",)
+
+
 class TrustDock(Docked):
     """The panel that says whether the model can be trusted."""
 
@@ -120,6 +136,6 @@ class TrustDock(Docked):
 
 
 class SegmentAndCorrect(Docked):
-    """All five panels."""
+    """All six panels."""
 
-    names = ("Project", "Predict", "Correct", "Train", "Trust")
+    names = ("Project", "Predict", "Correct", "Train", "Compare", "Trust")

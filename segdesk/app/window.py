@@ -11,11 +11,14 @@ from qtpy.QtGui import QAction, QCloseEvent, QDesktopServices, QIcon
 from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QMenu, QMessageBox
 
 from segdesk import __version__
+from segdesk.app.closing import ClosingDialog
 from segdesk.app.new_project import NewProjectDialog
 from segdesk.app.settings import data_folder, load_settings, log_folder, save_settings
 from segdesk.app.start_page import StartPage
+from segdesk.config.app import OnClose, RunHabits
 from segdesk.core.errors import InputError
-from segdesk.io.store import SUFFIX
+from segdesk.io.store import SUFFIX, ProjectStore
+from segdesk.session import training
 from segdesk.session.sample_project import make_sample_project
 from segdesk.session.session import Session
 from segdesk.ui.bridge import reporting
@@ -57,6 +60,8 @@ class DesktopWindow(QObject):
         self._docks = [d for d in self.main.findChildren(QDockWidget) if not d.isHidden()]
         self.is_closed = False
         self._settings = load_settings()
+        self.workbench.set_habits(self._settings.habits)
+        self.workbench.habits_changed.connect(self._on_habits)
         self.start_page = self._make_start_page()
         self._menu = self._make_menu()
         self.workbench.session_opened.connect(self._on_opened)
@@ -72,14 +77,14 @@ class DesktopWindow(QObject):
     @reporting()
     def open_project(self, path: Path) -> None:
         """Open a project; a problem is shown and leaves the old one open."""
-        self.workbench.open_project(path)
+        self._switch(Session(ProjectStore.open(path)))
 
     @reporting()
     def open_sample(self) -> None:
         """Open the sample project, where it was left last time."""
         folder = data_folder() / f"sample{SUFFIX}"
         if folder.exists():
-            self.workbench.open_project(folder)
+            self._switch(Session(ProjectStore.open(folder)))
         else:
             self._start_sample(folder)
 
@@ -97,14 +102,14 @@ class DesktopWindow(QObject):
         start = str(self.workbench.last_folder)
         chosen = QFileDialog.getExistingDirectory(self.main, f"Open a project ({SUFFIX})", start)
         if chosen:
-            self.workbench.open_project(Path(chosen))
+            self.open_project(Path(chosen))
 
     @reporting()
     def new_project(self) -> None:
         """Ask for a name and classes and make a project."""
         dialog = NewProjectDialog(self.workbench.last_folder, self.main)
         if dialog.exec() == NewProjectDialog.DialogCode.Accepted:
-            self.workbench.new_project(dialog.path, dialog.class_map())
+            self._switch(Session(ProjectStore.create(dialog.path, dialog.class_map())))
             show_info("Add your images with the button in the Project panel.")
 
     def close_project(self) -> None:
@@ -116,7 +121,14 @@ class DesktopWindow(QObject):
 
     def _start_sample(self, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        self.workbench.open(make_sample_project(folder))
+        self._switch(make_sample_project(folder))
+
+    def _switch(self, session: Session) -> None:
+        """Show another project, which could be opened; the one before may have a run."""
+        if self._may_close():
+            self.workbench.open(session)
+        else:
+            session.close()
 
     def _make_start_page(self) -> StartPage:
         cover = self.main.centralWidget()
@@ -208,6 +220,10 @@ class DesktopWindow(QObject):
         if visible:
             self.workbench.raise_panel("Predict")
 
+    def _on_habits(self, habits: RunHabits) -> None:
+        self._settings = self._settings.model_copy(update={"habits": habits})
+        self._save_settings()
+
     def _save_settings(self) -> None:
         try:
             save_settings(self._settings)
@@ -232,18 +248,21 @@ class DesktopWindow(QObject):
         QMessageBox.about(self.main, "About SegDesk", text)
 
     def _may_close(self) -> bool:
+        """See to a run under way before the project is closed; False to stay."""
         session = self.workbench.session
-        running = session is not None and any(
-            job in session.jobs.values() for job in _runs(session)
-        )
-        if not running:
+        if session is None or not training.is_under_way(session):
             return True
-        answer = QMessageBox.question(
-            self.main,
-            "Fine-tuning is under way",
-            "A fine-tuning run is under way. Stop it and close? Its checkpoint is kept.",
-        )
-        return answer == QMessageBox.StandardButton.Yes
+        habits = self.workbench.habits
+        choice: OnClose | None = habits.on_close
+        if choice is OnClose.ASK:
+            dialog = ClosingDialog(self.main)
+            choice = dialog.ask()
+            if choice is not None and dialog.always.isChecked():
+                self.workbench.set_habits(habits.model_copy(update={"on_close": choice}))
+            dialog.deleteLater()
+        if choice is OnClose.GO_ON:
+            training.leave_running(session)
+        return choice is not None
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         """Ask before a run is ended, and end the workers before the window goes."""
@@ -265,7 +284,3 @@ class DesktopWindow(QObject):
             event.ignore()
             return True
         return super().eventFilter(watched, event)
-
-
-def _runs(session: Session) -> list[str]:
-    return [run.id for run in session.store.runs() if not run.state.is_terminal]

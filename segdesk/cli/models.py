@@ -1,4 +1,4 @@
-"""``segdesk models list|show|use``."""
+"""``segdesk models list|show|use|compare``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from segdesk.cli.console import show, show_json
+from segdesk.cli.console import meter, say, show, show_json
+from segdesk.config.inference import InferenceConfig
 from segdesk.config.model import Activation, HeadKind, Variant
 from segdesk.core.calibration import Calibration
-from segdesk.core.errors import InputError
+from segdesk.core.errors import InputError, SegDeskError
+from segdesk.core.run import RunState
 from segdesk.io.store import ProjectStore
+from segdesk.jobs.messages import AnyEvent, Finished
+from segdesk.session.comparing import Ranking, find_missing, rank
 from segdesk.session.models import (
     ModelEntry,
     current_model,
@@ -26,6 +30,7 @@ from segdesk.session.models import (
     list_models,
     use_model,
 )
+from segdesk.session.predicting import request
 from segdesk.session.session import Session
 
 if TYPE_CHECKING:
@@ -45,6 +50,7 @@ def register(app: typer.Typer) -> None:
     group.command("list")(list_)
     group.command("show")(show_)
     group.command("use")(use)
+    group.command("compare")(compare)
     app.add_typer(group, name="models")
 
 
@@ -338,3 +344,104 @@ def use(
     """Make a model the one in use; older ones stay and can be used again."""
     with ProjectStore.open(project) as store:
         show(f"{use_model(Session(store), name).name} is in use.")
+
+
+def compare(
+    first: str = typer.Argument(..., help="Name of a model."),
+    second: str = typer.Argument(..., help="Name of the model it is compared with."),
+    project: Path = typer.Argument(..., help="The project: its labelled images."),
+    device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or mps."),
+    as_json: bool = JSON,
+) -> None:
+    """Compare two models on a project's labelled images, those that got worse first."""
+    config = InferenceConfig.from_user({"device": device})
+    with ProjectStore.open(project, read_only=True) as store:
+        missing = find_missing(store, first, second)
+    if missing:
+        _predict_missing(project, missing, config)
+    with ProjectStore.open(project, read_only=True) as store, meter("Comparing") as progress:
+        ranking = rank(store, first, second, progress=progress)
+    if not ranking.rows:
+        raise InputError(
+            "No image of this project is labelled yet, so nothing says which model is right; "
+            "correct or accept some first."
+        )
+    if as_json:
+        show_json(_report_ranking(ranking))
+    else:
+        _show_ranking(ranking)
+
+
+def _predict_missing(
+    project: Path, missing: Mapping[str, Sequence[str]], config: InferenceConfig
+) -> None:
+    """Have each model predict the images it lacks.
+
+    Raises
+    ------
+    SegDeskError
+        An image could not be predicted.
+    """
+    from segdesk.training.inline import InlineBackend
+
+    total = sum(map(len, missing.values()))
+    ends: list[Finished] = []
+    with ProjectStore.open(project) as store, meter("Predicting") as progress:
+        session = Session(store)
+
+        def on_event(event: AnyEvent) -> None:
+            session.handle(event)
+            if isinstance(event, Finished):
+                ends.append(event)
+                progress(len(ends), total)
+
+        session.attach(InlineBackend(on_event))
+        for model, samples in missing.items():
+            request(session, [store.sample(sample) for sample in samples], config, model)
+    for end in ends:
+        if end.state is not RunState.COMPLETED:
+            raise (InputError if end.is_input else SegDeskError)(end.reason)
+
+
+def _report_ranking(ranking: Ranking) -> dict[str, Any]:
+    scores = ranking.dice
+    return {
+        "first": ranking.first,
+        "second": ranking.second,
+        "n": len(ranking.rows),
+        "dice": list(scores) if scores is not None else None,
+        "images": [
+            {
+                "image": row.sample,
+                "name": row.name,
+                "split": str(row.split),
+                "labelled": row.labelled,
+                "fixed": row.fixed,
+                "broken": row.broken,
+                "still_wrong": row.still_wrong,
+                "dice": list(row.dice) if row.dice is not None else None,
+                "difference": row.difference,
+                "was_learnt": row.was_learnt,
+            }
+            for row in ranking.rows
+        ],
+    }
+
+
+def _show_ranking(ranking: Ranking) -> None:
+    width = max(len("image"), *(len(row.name) for row in ranking.rows))
+    show(f"{'image':{width}}  {'Dice':>13}  change   fixed  broken  still wrong")
+    for row in ranking.rows:
+        assert row.dice is not None  # only labelled images are in a ranking
+        shares = (row.fixed, row.broken, row.still_wrong)
+        fixed, broken, wrong = (f"{count / row.labelled:.1%}" for count in shares)
+        mark = "  (learnt from)" if row.was_learnt else ""
+        show(
+            f"{row.name:{width}}  {row.dice[0]:.3f}   {row.dice[1]:.3f}  {row.difference:+.3f}  "
+            f"{fixed:>6}  {broken:>6}  {wrong:>11}{mark}"
+        )
+    scores = ranking.dice
+    assert scores is not None
+    show(f"Mean Dice {scores[0]:.3f} with {ranking.first}, {scores[1]:.3f} with {ranking.second}.")
+    if any(row.was_learnt for row in ranking.rows):
+        say("Images that a model learnt from flatter it; those held back tell more.")

@@ -61,6 +61,11 @@ def train(
     devices: int | None = typer.Option(None, "--devices", help="Graphics cards that share it."),
     nodes: int | None = typer.Option(None, "--nodes", help="Machines that share it."),
     use: bool = typer.Option(False, "--use", help="Make the new model the one in use."),
+    use_if_better: bool = typer.Option(
+        False,
+        "--use-if-better",
+        help="Make the new model the one in use if the verdict on it is: better.",
+    ),
     again: str | None = typer.Option(
         None, "--replay", help="Do this run again and say whether it comes out the same."
     ),
@@ -84,6 +89,7 @@ def train(
         return
     with ProjectStore.open(project) as store:
         session = Session(store)
+        session.promotes_better = use_if_better
         if estimate:
             tell_estimates(session, config, model, as_json=as_json)
             return

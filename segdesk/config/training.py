@@ -39,7 +39,7 @@ RECIPE_HELP: dict[Recipe, str] = {
 #: How much slower the encoder learns than the rest in the standard recipe, and how much
 #: faster a quick head, which is new and small.
 STANDARD_ENCODER_RATE = 0.1
-QUICK_RATE = 10.0
+QUICK_RATE = 20.0
 
 
 class Optimizer(StrEnum):

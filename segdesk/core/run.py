@@ -15,7 +15,8 @@ class RunState(StrEnum):
 
         queued -> running -> completed | canceled | failed | crashed
 
-    Exactly one of the four on the right ends every run.
+    Exactly one of the four on the right ends every run; one that was not completed may be
+    queued again, to go on from its checkpoint.
     """
 
     QUEUED = "queued"

@@ -1,10 +1,12 @@
 """Images that are the same picture: saved anew, scaled, brightened, turned, shifted a little.
 
-Two steps: small grey versions that agree in the coarse (a perceptual hash that is compared by
-correlation), then those that agree in the fine, which is what other images do not. Measured on
-640 photographs of nuclei, polyps, skin and streets: no two different ones come above 0.76 in
-the fine; copies saved as JPEG, halved, blurred, with noise or another gamma stay above 0.94.
-Of copies cut by two percent of their side, about half are found.
+Small grey versions are compared by correlation: first at half their side (a perceptual hash
+that tolerates more than bits would), then the few pairs left at the full one. Structure that is
+common to images of a kind is taken away before. Measured on 422 photographs of nuclei, polyps,
+streets and skin: no two different ones come above 0.76, and no pair is called a copy wrongly.
+Of 71 copies each, all are found that were saved as JPEG of quality 60, halved, blurred by two
+pixels, mirrored, or given noise or another gamma; 70 of those shifted by two percent of their
+side; about half of those that had two or three percent cut off.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
+from scipy import fft, ndimage
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 SIDE: Final = 64
 MOST_PLANES: Final = 64
 
-COARSE_SIDE: Final = 16
-COARSE_LIKE: Final = 0.8
+#: Versions of half that side sort out nearly all pairs at little cost.
+COARSE_LIKE: Final = 0.6
 FINE_LIKE: Final = 0.85
 
 #: Structure wider than this (in pixels of the small version) is common to many images of a
@@ -88,8 +90,8 @@ class LookAlikes:
     def __init__(self, pictures: list[npt.NDArray[np.float16]]) -> None:
         self._owners = np.repeat(np.arange(len(pictures)), [len(p) for p in pictures])
         planes = [plane.astype(np.float32) for picture in pictures for plane in picture]
-        self._coarse = np.stack([_coarse(p) for p in planes]) if planes else np.zeros((0, 1))
-        self._spectra = [_spectrum(p) for p in planes]
+        self._coarse = np.array([_coarse(p) for p in planes], np.float32)
+        self._spectra = np.array([_spectrum(p) for p in planes], np.complex64)
 
     def of(self, picture: npt.NDArray[np.float16]) -> dict[int, float]:
         """Return the images that look like this one: number to likeness, 0.85 to 1."""
@@ -97,12 +99,15 @@ class LookAlikes:
         if not len(self._coarse):
             return found
         for plane in picture.astype(np.float32):
-            for turned in _orientations(plane):
-                for number in np.flatnonzero(self._coarse @ _coarse(turned) > COARSE_LIKE):
-                    likeness = _likeness(_spectrum(turned), self._spectra[number])
-                    if likeness > FINE_LIKE:
-                        owner = int(self._owners[number])
-                        found[owner] = max(likeness, found.get(owner, 0.0))
+            lying = list(_orientations(plane))
+            coarse = np.concatenate([_shifted(_coarse(turned)) for turned in lying])
+            best = (coarse @ self._coarse.T).reshape(len(lying), -1, len(self._coarse)).max(1)
+            for turned, likenesses in zip(lying, best, strict=True):
+                near = np.flatnonzero(likenesses > COARSE_LIKE)
+                likeness = _likeness(_spectrum(turned), self._spectra[near])
+                for number in np.flatnonzero(likeness > FINE_LIKE):
+                    owner = int(self._owners[near[number]])
+                    found[owner] = max(float(likeness[number]), found.get(owner, 0.0))
         return found
 
 
@@ -114,19 +119,32 @@ def _orientations(plane: Picture) -> Iterator[Picture]:
         yield turned[:, ::-1]
 
 
+def _fine(plane: Picture) -> Picture:
+    return _unit(plane - ndimage.gaussian_filter(plane, FINE_SIGMA))
+
+
 def _coarse(plane: Picture) -> Picture:
-    factor = SIDE // COARSE_SIDE
-    blocks = plane.reshape(COARSE_SIDE, factor, COARSE_SIDE, factor).mean(axis=(1, 3))
-    return _unit(blocks).ravel()
+    half = SIDE // 2
+    return _unit(_fine(plane).reshape(half, 2, half, 2).mean(axis=(1, 3))).ravel()
+
+
+def _shifted(coarse: Picture) -> Picture:
+    """Return it shifted as far as a copy may be, (n, pixels)."""
+    square, far = coarse.reshape(SIDE // 2, SIDE // 2), (MOST_SHIFT + 1) // 2
+    steps = range(-far, far + 1)
+    return np.stack([np.roll(square, (y, x), (0, 1)).ravel() for y in steps for x in steps])
 
 
 def _spectrum(plane: Picture) -> npt.NDArray[np.complex64]:
-    fine: Picture = _unit(plane - ndimage.gaussian_filter(plane, FINE_SIGMA))
-    return np.fft.rfft2(fine).astype(np.complex64)
+    spectrum: npt.NDArray[np.complex64] = fft.rfft2(_fine(plane))
+    return spectrum
 
 
-def _likeness(one: npt.NDArray[np.complex64], other: npt.NDArray[np.complex64]) -> float:
-    """Return the best correlation of two pictures, one of them shifted a little."""
-    all_shifts = np.fft.irfft2(one * np.conj(other), (SIDE, SIDE))
-    near = np.roll(all_shifts, (MOST_SHIFT, MOST_SHIFT), (0, 1))
-    return float(near[: 2 * MOST_SHIFT + 1, : 2 * MOST_SHIFT + 1].max())
+def _likeness(
+    one: npt.NDArray[np.complex64], others: npt.NDArray[np.complex64]
+) -> npt.NDArray[np.float32]:
+    """Return the best correlation of a picture with others, (n,), shifted a little."""
+    all_shifts = fft.irfft2(one * np.conj(others), (SIDE, SIDE))
+    near = np.roll(all_shifts, (MOST_SHIFT, MOST_SHIFT), (1, 2))
+    best: npt.NDArray[np.float32] = near[:, : 2 * MOST_SHIFT + 1, : 2 * MOST_SHIFT + 1].max((1, 2))
+    return best

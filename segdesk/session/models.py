@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from segdesk.core.calibration import Calibration
 from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError
+from segdesk.core.run import Run, RunState
+from segdesk.core.verdict import Judgement, judge
 from segdesk.io.calibrations import read_calibration
 from segdesk.io.packages import CARD, bundled_packages, hash_weights, read_card
 from segdesk.io.store import ProjectStore
@@ -114,6 +116,21 @@ def use_model(session: Session, name: str) -> ModelEntry:
         store.set("model_history", [*store.get("model_history", []), before.name])
     _set_current(session, entry)
     return entry
+
+
+def promote_if_better(session: Session, run: Run) -> bool:
+    """Use the model a run made if the images held back say that it is better.
+
+    Returns
+    -------
+    bool
+        Whether it is in use now; with less evidence than that, nothing changes.
+    """
+    is_better = judge(run.before, run.after).judgement is Judgement.BETTER
+    if run.state is not RunState.COMPLETED or not is_better:
+        return False
+    use_model(session, run.new_model)
+    return True
 
 
 def previous_model(store: ProjectStore) -> str | None:

@@ -113,7 +113,7 @@ def examine(
     model, new
         What the run would start from, as in :func:`segdesk.session.training.start`.
     progress
-        Called with the number of images looked at, and of all.
+        Called with the number of parts of the work that are done, and of all.
 
     Returns
     -------
@@ -126,12 +126,15 @@ def examine(
         return [Finding(FindingKind.MODEL, Severity.STOP, error.message)]
     scene = _Scene(store, config, entry, new)
     _look_at_labels(scene)
-    _look_at_images(scene, progress)
+    total = len(scene.subjects) + len(scene.held)
+    _look_at_images(scene, lambda done: progress(done, total))
+    _check_duplicates(scene, lambda done: progress(len(scene.subjects) + done, total))
     for check in (
         _check_subjects, _check_channels, _check_model, _check_disk, _check_classes,
-        _check_masks, _check_duplicates, _check_validation, _check_sizes,
+        _check_masks, _check_validation, _check_sizes,
     ):  # fmt: skip
         check(scene)
+    progress(total, total)
     return sorted(scene.findings, key=lambda f: (_ORDER.index(f.severity), _KINDS.index(f.kind)))
 
 
@@ -160,10 +163,10 @@ def _look_at_labels(scene: _Scene) -> None:
             scene.subjects.append(_Subject(sample))
 
 
-def _look_at_images(scene: _Scene, progress: Progress) -> None:
+def _look_at_images(scene: _Scene, progress: Callable[[int], None]) -> None:
     cache = ImageFactsCache(scene.store.folder)
     for done, subject in enumerate(scene.subjects):
-        progress(done, len(scene.subjects))
+        progress(done)
         sample = subject.sample
         try:
             subject.image = cache.of(sample.path)
@@ -172,7 +175,6 @@ def _look_at_images(scene: _Scene, progress: Progress) -> None:
             continue
         if subject.image.sha256 != sample.sha256:
             _add_changed(scene, subject, subject.image)
-    progress(len(scene.subjects), len(scene.subjects))
     cache.save()
 
 
@@ -369,13 +371,14 @@ def _check_masks(scene: _Scene) -> None:
             )
 
 
-def _check_duplicates(scene: _Scene) -> None:
+def _check_duplicates(scene: _Scene, progress: Callable[[int], None]) -> None:
     learnt = [(s, s.image) for s in scene.learnt if s.image is not None]
     held = [(s, s.image) for s in scene.held if s.image is not None]
     if not held:
         return
     index = LookAlikes([image.small for _, image in learnt])
-    for subject, image in held:
+    for done, (subject, image) in enumerate(held):
+        progress(done)
         name = subject.sample.name
         found = index.of(image.small)
         if found:

@@ -32,7 +32,7 @@ from segdesk.jobs.messages import (
     Varied,
 )
 from segdesk.session.backend import Backend
-from segdesk.session.models import current_model
+from segdesk.session.models import current_model, promote_if_better
 
 
 class SessionEvents:
@@ -76,6 +76,8 @@ class Session:
         self._backend = backend
         #: What a new model can be built from, once the engine has said so.
         self.architectures: tuple[Architecture, ...] = ()
+        #: Whether a new model is used by itself once the verdict on it is *better*.
+        self.promotes_better = False
         self._jobs: dict[str, str] = {}
         self._numbers = itertools.count(1)
         events = self.events
@@ -202,17 +204,18 @@ class Session:
                 install_package(run.folder / "model", self.store.folder / "models" / name)
             except SegDeskError as error:
                 state, reason = RunState.FAILED, error.message
-        self.put_run(
-            replace(
-                run,
-                state=state,
-                reason=reason,
-                before=event.result.get("before"),
-                after=event.result.get("after"),
-            )
+        ended = replace(
+            run,
+            state=state,
+            reason=reason,
+            before=event.result.get("before"),
+            after=event.result.get("after"),
         )
+        self.put_run(ended)
         if state is RunState.COMPLETED:
             self.events.models_added.emit(name)
+            if self.promotes_better:
+                promote_if_better(self, ended)
         self.start_next()
 
 

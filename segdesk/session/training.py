@@ -15,7 +15,7 @@ from segdesk.core.annotation import Annotation
 from segdesk.core.errors import InputError
 from segdesk.core.manifest import CHECKPOINT, ManifestSample, RunManifest
 from segdesk.core.run import Run, RunState
-from segdesk.core.sample import Sample, Split
+from segdesk.core.sample import Sample, Split, Status
 from segdesk.io.atomic import atomic_folder
 from segdesk.io.labels import write_labels
 from segdesk.io.store import ProjectStore
@@ -303,6 +303,11 @@ def resume(session: Session, run_id: str) -> Run:
     return _enqueue(session, replace(runs[run_id], state=RunState.QUEUED, reason=""))
 
 
+def is_under_way(session: Session) -> bool:
+    """Whether this session has a run that has not ended."""
+    return any(run.id in session.jobs and not run.state.is_terminal for run in session.store.runs())
+
+
 def leave_running(session: Session) -> None:
     """Let what is under way go on when the session is closed; :func:`find_runs` finds it."""
     for run in session.store.runs():
@@ -355,8 +360,9 @@ def estimate(session: Session, config: TrainingConfig, model: str | None = None)
     """
     store = session.store
     entry = find_start(store, model)
-    items = [item.sample for item in labelled_samples(store)]
-    sides = {split: [_sides(s) for s in items if s.split is split] for split in Split}
+    # By status: reading all labels takes too long for a window that asks after every stroke.
+    spoken = [s for s in store.samples() if s.status in (Status.CORRECTED, Status.ACCEPTED)]
+    sides = {split: [_sides(s) for s in spoken if s.split is split] for split in Split}
     job = session.new_job("estimate")
     session.backend.prepare(
         EstimateOrder(

@@ -26,29 +26,29 @@ class SlowThread:
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="segdesk-slow")
-        self._token = CancelToken()
+        self._tokens: set[CancelToken] = set()
 
     def start(
         self, work: Callable[[CancelToken], Result], then: Callable[[Future[Result]], None]
-    ) -> None:
+    ) -> CancelToken:
         """Do ``work``, then call ``then`` on the main thread, however it ended.
 
-        ``work`` is given what calls it off.
+        ``work`` is given what calls it off, which is also returned: several panels share
+        the thread, and each calls off its own.
         """
-        token = self._token
+        token = CancelToken()
+        self._tokens.add(token)
 
         def hand_over(done: Future[Result]) -> None:
+            self._tokens.discard(token)
             if not done.cancelled():
                 self._bridge.call(lambda: then(done))
 
         self._pool.submit(lambda: work(token)).add_done_callback(hand_over)
-
-    def cancel(self) -> None:
-        """Ask what is under way to end at its next step."""
-        self._token.cancel()
-        self._token = CancelToken()
+        return token
 
     def close(self) -> None:
         """End what is under way, and the thread."""
-        self._token.cancel()
+        for token in list(self._tokens):
+            token.cancel()
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -14,7 +14,6 @@ from qtpy.QtGui import QValidator
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QCheckBox,
-    QComboBox,
     QDoubleSpinBox,
     QFileDialog,
     QFormLayout,
@@ -28,7 +27,7 @@ from qtpy.QtWidgets import (
 from superqt import QCollapsible
 
 from segdesk.config.knobs import Knobs, extra
-from segdesk.ui.widgets import Hint
+from segdesk.ui.widgets import ElidingCombo, Hint
 
 Config = TypeVar("Config", bound=Knobs)
 
@@ -114,7 +113,10 @@ class WheelGuard(QObject):
 
 
 class Editor:
-    """One knob's widget with its getter and setter, and a line about what is chosen."""
+    """One knob's widget with its getter and setter, and a line about what is chosen.
+
+    ``annotate``, of choices, writes a few words beside some of the values.
+    """
 
     def __init__(
         self,
@@ -122,9 +124,11 @@ class Editor:
         read: Callable[[], Any],
         write: Callable[[Any], None],
         note: QWidget | None = None,
+        annotate: Callable[[Mapping[Any, str]], None] | None = None,
     ) -> None:
         self.widget = widget
         self.note = note
+        self.annotate = annotate
         self.read = read
         self.write = write
 
@@ -145,6 +149,7 @@ class KnobsForm(QWidget, Generic[Config]):
         self._kind = kind
         self._guard = WheelGuard(self)
         self.editors: dict[str, Editor] = {}
+        self._layouts: dict[str, QFormLayout] = {}
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         basic, more = _form_layout(), _form_layout()
@@ -153,6 +158,7 @@ class KnobsForm(QWidget, Generic[Config]):
             self.editors[name] = editor
             rows = basic if extra(field).get("basic") else more
             rows.addRow(_label(name, field), editor.widget)
+            self._layouts[name] = rows
             if editor.note is not None:
                 rows.addRow(editor.note)
         column.addLayout(basic)
@@ -174,6 +180,22 @@ class KnobsForm(QWidget, Generic[Config]):
         """Show ``config``."""
         for name, editor in self.editors.items():
             editor.write(getattr(config, name))
+
+    def annotate(self, name: str, words: Mapping[Any, str]) -> None:
+        """Write words beside some values of a choice, and nothing beside the others."""
+        annotate = self.editors[name].annotate
+        if annotate is None:
+            raise TypeError(f"{name} is not a choice")
+        annotate(words)
+
+    def add_below(self, name: str, widget: QWidget) -> None:
+        """Put a widget under a knob's own."""
+        rows, knob = self._layouts[name], self.editors[name].widget
+        for row in range(rows.rowCount()):
+            item = rows.itemAt(row, QFormLayout.ItemRole.FieldRole)
+            if item is not None and item.widget() is knob:
+                rows.insertRow(row + 1, "", widget)
+                return
 
     def _make_editor(self, field: FieldInfo) -> Editor:
         editor = _editor_of(field, self.changed.emit)
@@ -238,24 +260,31 @@ def _combo_box(
     help_of: Mapping[str, str] | None = None,
 ) -> Editor:
     """Return a choice; ``help_of`` gives a line to show for what is chosen."""
-    box = QComboBox()
+    box = ElidingCombo()
     values = [value for _, value in choices]
     box.addItems([text for text, _ in choices])
     note = Hint() if help_of else None
 
-    def on_choice() -> None:
+    def show_note() -> None:
         if note is not None and help_of is not None:
-            note.say(help_of.get(box.currentText(), ""))
+            note.say(help_of.get(choices[box.currentIndex()][0], ""))
+
+    def on_choice() -> None:
+        show_note()
         changed()
 
+    def annotate(words: Mapping[Any, str]) -> None:
+        for number, (text, value) in enumerate(choices):
+            box.setItemText(number, f"{text}: {words[value]}" if value in words else text)
+
     box.currentIndexChanged.connect(lambda: on_choice())
-    if note is not None and help_of is not None:
-        note.say(help_of.get(box.currentText(), ""))
+    show_note()
     return Editor(
         box,
         lambda: values[box.currentIndex()],
         lambda value: box.setCurrentIndex(values.index(value)),
         note,
+        annotate,
     )
 
 

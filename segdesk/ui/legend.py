@@ -11,6 +11,7 @@ from qtpy.QtGui import QColor, QIcon, QLinearGradient, QPainter, QPaintEvent, QP
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 
 from segdesk.core.classes import UNLABELLED, ClassMap
+from segdesk.session.comparing import Change
 
 #: Uncertainty 0 to 1 as RGBA: nothing where the model is sure, then yellow, then
 #: red. No class of the default palette has these colours.
@@ -24,6 +25,17 @@ UNCERTAINTY_RGBA: Final = (
 UNLABELLED_COLOR: Final = "#9a9a9a"
 REFERENCE_COLOR: Final = "#7CFC00"
 REFINED_COLOR: Final = "#00FFFF"
+#: Of Okabe and Ito's palette, told apart with every kind of colour blindness.
+CHANGE_COLORS: Final = {
+    Change.FIXED: "#56b4e9",
+    Change.BROKEN: "#d55e00",
+    Change.STILL_WRONG: "#f0e442",
+}
+CHANGE_WORDS: Final = {
+    Change.FIXED: "fixed",
+    Change.BROKEN: "broken",
+    Change.STILL_WRONG: "still wrong",
+}
 
 
 def class_colors(classes: ClassMap) -> dict[int | None, npt.NDArray[np.float32]]:
@@ -120,6 +132,34 @@ class Legend(QWidget):
             line.addWidget(picture)
             line.addWidget(QLabel(text), 1)
             self._classes.addWidget(row, index // 2, index % 2)
+
+
+class ChangeLegend(QWidget):
+    """What the colours of the layer *Changes* mean, with the share of either in the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._words: dict[Change, QLabel] = {}
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        for change, color in CHANGE_COLORS.items():
+            picture, words = QLabel(), QLabel(CHANGE_WORDS[change])
+            picture.setPixmap(swatch(color).pixmap(14, 14))
+            self._words[change] = words
+            row.addWidget(picture)
+            row.addWidget(words)
+        row.addStretch(1)
+
+    def show_shares(self, counts: dict[Change, int], labelled: int) -> None:
+        """Say how many of the ``labelled`` pixels each is; only the words with none."""
+        for change, label in self._words.items():
+            share = f" {counts[change] / labelled:.1%}" if labelled else ""
+            label.setText(f"{CHANGE_WORDS[change]}{share}")
+
+    @property
+    def texts(self) -> list[str]:
+        """What stands beside the colours."""
+        return [label.text() for label in self._words.values()]
 
 
 def _title(text: str) -> QLabel:

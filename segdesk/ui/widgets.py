@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qtpy.QtCore import QEvent, QObject, QSize, Qt
-from qtpy.QtGui import QPaintEvent
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, QTimer, Signal
+from qtpy.QtGui import QHideEvent, QPaintEvent, QShowEvent
 from qtpy.QtWidgets import (
     QComboBox,
+    QDockWidget,
     QFrame,
     QLabel,
     QPushButton,
@@ -97,10 +98,20 @@ class ElidingCombo(QComboBox):
 
 
 class Panel(QScrollArea):
-    """A column of widgets that scrolls when the window is low."""
+    """A column of widgets that scrolls when the window is low.
+
+    ``seen`` tells when it comes into view, and when it is hidden or another tab covers it.
+    """
+
+    seen = Signal(bool)
 
     def __init__(self) -> None:
         super().__init__()
+        self._dock: QDockWidget | None = None
+        self._was_seen = False
+        self._settled = QTimer(self)  # where things are is known once the layout is done
+        self._settled.setSingleShot(True)
+        self._settled.timeout.connect(self._tell_seen)
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
@@ -121,6 +132,32 @@ class Panel(QScrollArea):
     def sizeHint(self) -> QSize:
         """Return the width of the contents; the height is what there is."""
         return QSize(self.minimumSizeHint().width(), 400)
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether any of it is to be seen; Qt calls a tab in the background visible too."""
+        return self.isVisible() and not self.visibleRegion().isEmpty()
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Notice that it may be seen now, and from now on which tab is in front."""
+        super().showEvent(event)
+        dock = self.parent()
+        while dock is not None and not isinstance(dock, QDockWidget):
+            dock = dock.parent()
+        if dock is not None and dock is not self._dock:  # the one before is gone with its signal
+            dock.visibilityChanged.connect(lambda _: self._settled.start(0))
+            self._dock = dock
+        self._settled.start(0)
+
+    def hideEvent(self, event: QHideEvent) -> None:
+        """Notice that it cannot be seen any more."""
+        super().hideEvent(event)
+        self._settled.start(0)
+
+    def _tell_seen(self) -> None:
+        if self.is_seen is not self._was_seen:
+            self._was_seen = self.is_seen
+            self.seen.emit(self._was_seen)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         """Grow with the contents."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from segdesk.core.run import Run, RunState
 from segdesk.core.sample import Sample, Split, Status
-from segdesk.core.verdict import judge, remembered
+from segdesk.core.verdict import Verdict, remembered
 from segdesk.session.models import ModelEntry
 
 NONE = "\N{EN DASH}"
@@ -27,12 +27,17 @@ def model_summary(entry: ModelEntry) -> str:
     """Say in a line what a model knows, how good it is, and the licence of its data."""
     card = entry.card
     parts = ["Knows " + ", ".join(card.classes)]
-    dice = next((value for key, value in card.score.items() if "dice" in key), None)
+    dice = model_dice(entry)
     parts.append(f"Dice {dice:.3f} on held-back images" if dice is not None else "not scored")
     licences = dict.fromkeys(data.license for data in card.training_data)
     if licences:
         parts.append("training data: " + " and ".join(licences))
     return " · ".join(parts)
+
+
+def model_dice(entry: ModelEntry) -> float | None:
+    """Return the Dice a model's card gives; None if it was not scored."""
+    return next((value for key, value in entry.card.score.items() if "dice" in key), None)
 
 
 def model_tooltip(entry: ModelEntry) -> str:
@@ -107,6 +112,17 @@ def time_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min left"
 
 
+def about_words(seconds: float, memory_bytes: int) -> str:
+    """Say roughly what a run takes: *about 2 min, 1.2 GB*."""
+    if seconds < 90:
+        length = f"{max(1, round(seconds))} s"
+    elif seconds < 5400:
+        length = f"{round(seconds / 60)} min"
+    else:
+        length = f"{seconds / 3600:.1f} h"
+    return f"about {length}, {max(0.1, memory_bytes / 1e9):.1f} GB"
+
+
 def score_rows(
     before: dict[str, Any] | None, after: dict[str, Any] | None
 ) -> list[tuple[str, str, str, str]]:
@@ -121,9 +137,9 @@ def score_rows(
     return rows if None in old else [*rows, _score_row("Images it knew: Dice", *old)]
 
 
-def verdict_words(run: Run) -> str:
-    """Say whether the model a run made is better; empty while it has made none."""
-    return judge(run.before, run.after).text if run.state is RunState.COMPLETED else ""
+def verdict_words(found: Verdict, model: str) -> str:
+    """Say whether a new model is better: in a word, then in sentences."""
+    return f"<b>{model}: {found.judgement}</b><br>{found.text}"
 
 
 def _after(prefix: str, reason: str) -> str:

@@ -14,6 +14,7 @@ from psygnal import Signal
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QDockWidget, QMainWindow, QWidget
 
+from segdesk.config.app import OnClose, RunHabits
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.classes import ClassMap
 from segdesk.core.errors import InputError
@@ -46,6 +47,9 @@ Result = TypeVar("Result")
 #: An uncertain place is shown with so many times its width in view.
 SURROUNDINGS = 2.0
 
+#: Side of what is brought into view around a pixel, in pixels.
+NEIGHBOURHOOD = 48
+
 #: Labels, uncertainty, and the uncertainty shown as *guessing*.
 Maps = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], float]
 
@@ -61,7 +65,7 @@ class Workbench:
     viewer
         Where samples are shown.
     panels
-        *Project*, *Predict*, *Correct*, *Train* and *Trust*.
+        *Project*, *Predict*, *Correct*, *Train*, *Compare* and *Trust*.
     layers
         The layers of the sample on screen; None without a project.
     strokes
@@ -74,6 +78,7 @@ class Workbench:
     sample_shown = Signal(str)  # id; its layers are there
     jobs_ordered = Signal(list)  # ids of prediction jobs
     strokes_changed = Signal()  # a stroke was made, refused, undone or redone
+    habits_changed = Signal(object)  # RunHabits; whoever keeps settings keeps them
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
@@ -88,11 +93,14 @@ class Workbench:
         self._opening = 0
         self._is_read_stale = False
         self._is_arranged = False
+        #: A pixel to bring into view once the sample is on screen.
+        self._wanted: tuple[int, ...] | None = None
         self._docks: dict[str, QDockWidget] = {}
         #: Where the last file dialog was.
         self.last_folder = Path.home()
         #: How predictions are asked for; the Predict panel's form sets it.
         self.inference = InferenceConfig()
+        self._habits = RunHabits()
         self._live = LivePrediction(self)
         self.panels: dict[str, QWidget] = make_panels(self)
 
@@ -112,6 +120,19 @@ class Workbench:
     def bridge(self) -> Bridge | None:
         """Where events come in; None without a project."""
         return self._bridge
+
+    @property
+    def habits(self) -> RunHabits:
+        """What is done by itself around fine-tuning runs."""
+        return self._habits
+
+    def set_habits(self, habits: RunHabits) -> None:
+        """Choose what is done by itself around fine-tuning runs, from now on."""
+        if self._session is not None:
+            self._session.promotes_better = habits.use_better
+        if habits != self._habits:
+            self._habits = habits
+            self.habits_changed.emit(habits)
 
     def open_project(self, path: Path) -> Session:
         """Open a project folder.
@@ -147,6 +168,7 @@ class Workbench:
         """
         self.close()
         self._session = session
+        session.promotes_better = self._habits.use_better
         self._bridge = Bridge(session.handle)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="segdesk-io")
         self._slow = SlowThread(self._bridge)
@@ -167,6 +189,8 @@ class Workbench:
     def close(self, *, is_window_gone: bool = False) -> None:
         """Close the project: ends workers, timers and threads; may be called again.
 
+        A run under way is stopped, unless the user wants runs to go on without the window.
+
         Parameters
         ----------
         is_window_gone
@@ -175,6 +199,8 @@ class Workbench:
         session, self._session = self._session, None
         if session is None:
             return
+        if self._habits.on_close is OnClose.GO_ON:
+            training.leave_running(session)
         self._opening += 1
         self._live.close()
         self._leave_sample()
@@ -218,6 +244,7 @@ class Workbench:
         sample = session.store.sample(sample_id)
         self._leave_sample()
         self._sample_id = sample.id
+        self._wanted = None
         self._opening += 1
         self._is_read_stale = False
         prediction = predicting.current_prediction(session, sample.id)
@@ -226,6 +253,30 @@ class Workbench:
             partial(_read_sample, sample, prediction, session.store.classes),
             partial(self._show, self._opening),
         )
+
+    def go_to(self, sample_id: str, place: tuple[int, ...] | None = None) -> None:
+        """Bring a sample on screen, and then a pixel of it, (Y, X) or (Z, Y, X), into view.
+
+        Raises
+        ------
+        InputError
+            The project has no such sample.
+        """
+        is_there = sample_id == self._sample_id and self._correction is not None
+        if not is_there:
+            self.show_sample(sample_id)
+        self._wanted = place
+        if is_there:
+            self._look_at_wanted()
+
+    def _look_at_wanted(self) -> None:
+        place, self._wanted = self._wanted, None
+        if place is not None:
+            *plane, row, column = place
+            half = NEIGHBOURHOOD // 2
+            self.look_at(
+                Region(sum(plane), row - half, column - half, NEIGHBOURHOOD, NEIGHBOURHOOD, 0.0)
+            )
 
     def look_at(self, region: Region) -> None:
         """Move the camera to a place of the sample on screen, with some surroundings."""
@@ -340,6 +391,7 @@ class Workbench:
             self.strokes = StrokeKeeper(self.layers.labels, lambda: self._correction)
             self.strokes.changed.connect(self.strokes_changed.emit)
         self.sample_shown.emit(sample.id)
+        self._look_at_wanted()
         if self._is_read_stale:
             self.show_current_prediction()
 

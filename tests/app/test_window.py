@@ -100,7 +100,11 @@ def panels_of(window: DesktopWindow) -> tuple[PredictPanel, CorrectPanel, TrainP
     return predict, correct, train
 
 
-def newest_run(session: Session) -> Run:
+def start_run(window: DesktopWindow, qtbot: QtBot, session: Session) -> Run:
+    """Press Start, and wait until the look at the project is done that comes first."""
+    before = len(session.store.runs())
+    click(window, qtbot, "Train", panels_of(window)[2].start)
+    qtbot.waitUntil(lambda: len(session.store.runs()) > before, timeout=30_000)
     return session.store.runs()[-1]
 
 
@@ -144,8 +148,7 @@ def test_the_main_job_in_the_window(window: DesktopWindow, qtbot: QtBot) -> None
     steps: list[Stepped] = []
     session.events.run_stepped.connect(steps.append)
     train.form.set_value(LONG)
-    click(window, qtbot, "Train", train.start)
-    long_run = newest_run(session)
+    long_run = start_run(window, qtbot, session)
     qtbot.waitUntil(lambda: bool(steps), timeout=120_000)
     before = session.store.edit_counts(STAINED)[0]
     paint_with_mouse(window, qtbot, 1, 40)
@@ -159,8 +162,7 @@ def test_the_main_job_in_the_window(window: DesktopWindow, qtbot: QtBot) -> None
 
     # Let another one end, switch to its model, predict again, go back.
     train.form.set_value(SHORT)
-    click(window, qtbot, "Train", train.start)
-    short_run = newest_run(session)
+    short_run = start_run(window, qtbot, session)
     qtbot.waitUntil(lambda: run_now(session, short_run).state.is_terminal, timeout=180_000)
     ended = run_now(session, short_run)
     assert (ended.state, ended.reason) == (RunState.COMPLETED, "")

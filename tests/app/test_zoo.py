@@ -16,12 +16,12 @@ from segdesk.jobs.messages import Stepped
 from segdesk.session.models import current_model
 from tests.app.test_window import (
     click,
-    newest_run,
     open_sample,
     panels_of,
     predict_current,
     run_now,
     show,
+    start_run,
 )
 
 #: One of each kind here, all of them in tests/cli/test_zoo.py, which starts no processes.
@@ -55,8 +55,7 @@ def test_a_new_model_learns_and_predicts_in_the_window(window: DesktopWindow, qt
                 steps=20, batch_size=2, crop_size=side, augment="none", evaluate_every=20
             )
         )
-        click(window, qtbot, "Train", train.start)
-        run = newest_run(session)
+        run = start_run(window, qtbot, session)
         qtbot.waitUntil(lambda: run_now(session, run).state.is_terminal, timeout=240_000)  # noqa: B023
         ended = run_now(session, run)
         assert (ended.state, ended.reason) == (RunState.COMPLETED, ""), name

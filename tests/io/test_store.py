@@ -280,3 +280,10 @@ def test_a_run_ends_once(store: ProjectStore) -> None:
         with pytest.raises(ValueError, match="has ended as completed"):
             store.put_run(replace(ended, state=state))
     assert store.runs() == [replace(ended, before={"dice": 0.5}), replace(run, id="r2")]
+    # One that was stopped may wait for its turn again, and no more than that.
+    stopped = replace(run, id="r2", state=RunState.CANCELED)
+    store.put_run(stopped)
+    with pytest.raises(ValueError, match="has ended as canceled"):
+        store.put_run(replace(stopped, state=RunState.RUNNING))
+    store.put_run(replace(stopped, state=RunState.QUEUED))
+    assert store.runs()[1].state is RunState.QUEUED

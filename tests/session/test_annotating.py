@@ -4,60 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from past_rounds import put_round, saturating
 from segdesk.core.annotation import Edit
-from segdesk.core.round import Round, RoundInput, RoundOrigin, RoundPlatform
-from segdesk.core.run import Run, RunState
-from segdesk.core.sample import Split
-from segdesk.io.rounds import write_round
 from segdesk.io.store import ProjectStore
 from segdesk.session.annotating import correcting_seconds, learning_curve
 from segdesk.session.projects import NewImage, add_images
 from segdesk.session.session import Session
 
-HELD = 6
-
-
-def saturating(images: int) -> float:
-    return 0.9 - 0.4 * images**-0.7
-
 
 @pytest.fixture
 def add_round(session: Session) -> Callable[..., None]:
     """Put a completed run with its round into the project."""
-
-    def put(images: int, dice: float, held_labels: str = "v1") -> None:
-        run = f"run{len(session.store.runs()):02d}"
-        folder = session.store.folder / "runs" / run
-        folder.mkdir(parents=True)
-        sides = [(Split.TRAIN, images, "v1"), (Split.VALIDATION, HELD, held_labels)]
-        inputs = tuple(
-            RoundInput(id=f"{split}{n}", split=split, image=Path(f"{n}.png"), revision=1,
-                       image_sha256=f"{split}{n}", labels=Path(f"{n}.tif"),
-                       labels_sha256=f"{labels}{n}")
-            for split, count, labels in sides for n in range(count)
-        )  # fmt: skip
-        per_image = [
-            {"image": f"validation{n}", "dice": dice + offset, "iou": dice}
-            for n, offset in enumerate(np.linspace(-0.05, 0.05, HELD))
-        ]
-        entry = Round(
-            run=run, state=RunState.COMPLETED, new_model=f"m-{run}", inputs=inputs, seed=0,
-            classes=("background", "nucleus"), origin=RoundOrigin(model="m"), config={},
-            platform=RoundPlatform(segdesk="0", python="3", torch="2", numpy="2", device="cpu",
-                                   threads=1),
-            started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:01:00+00:00",
-            after={"dice": dice, "per_image": per_image},
-        )  # fmt: skip
-        write_round(folder, entry)
-        session.store.put_run(Run(run, folder, "m", RunState.COMPLETED, f"m-{run}"))
-
-    return put
+    return partial(put_round, session.store)
 
 
 def test_three_rounds_tell_what_ten_more_images_bring(

@@ -244,3 +244,23 @@ def test_runs_a_killed_program_left_behind_are_closed(
     assert said[0].state is RunState.CRASHED
     assert "go on from its last checkpoint" in said[0].reason
     assert find_runs(again) == []
+
+
+@pytest.mark.parametrize(("gain", "used"), [(0.3, "tiny-r1"), (0.0, "tiny")])
+def test_a_better_model_is_used_by_itself_if_that_was_asked_for(
+    session: Session, tiny: str, make_model: MakeModel, gain: float, used: str
+) -> None:
+    session.promotes_better = True
+    run = Run("r", session.store.folder / "runs" / "r", tiny, RunState.RUNNING, "tiny-r1")
+    session.put_run(run)
+    make_model(run.folder / "model", seed=1)
+    before, after = (
+        {"dice": dice, "per_image": [{"image": str(n), "dice": dice} for n in range(5)]}
+        for dice in (0.5, 0.5 + gain)
+    )
+    result = {"before": before, "after": after}
+    session.handle(Finished(job="r", state=RunState.COMPLETED, result=result))
+    current = current_model(session.store)
+    assert current is not None
+    assert current.name == used
+    assert find_model("tiny-r1", session.store).name == "tiny-r1"

@@ -20,8 +20,12 @@ SECONDS = 1000
 
 @pytest.fixture(autouse=True)
 def _cold_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start the engine at the first prediction: most tests ask for none."""
+    """Start the engine at the first prediction: most tests ask for none.
+
+    Nor does a training process start to time steps, whenever the Train panel is seen.
+    """
     monkeypatch.setattr(WorkerBackend, "warm", lambda _: None)
+    monkeypatch.setattr(WorkerBackend, "prepare", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,12 @@ import pytest
 from pytestqt.qtbot import QtBot
 from qtpy.QtWidgets import QAbstractSpinBox
 
+from segdesk.config.app import RunHabits
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.knobs import Knobs
-from segdesk.config.training import TrainingConfig
+from segdesk.config.training import Recipe, TrainingConfig
 from segdesk.ui.forms import KnobsForm, ScientificSpinBox
+from segdesk.ui.widgets import Hint
 
 OTHER: dict[type[Knobs], dict[str, Any]] = {
     InferenceConfig: {
@@ -30,6 +32,12 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "learning_rate": 3e-5,
         "encoder_rate": 0.1,
         "head_rate": 10.0,
+        "optimizer": "sgd",
+        "momentum": 0.45,
+        "schedule": "poly",
+        "warm_up": 0.25,
+        "clip": 0.5,
+        "patience": 4,
         "replay": 0.85,
         "batch_size": 13,
         "crop_size": 1024,
@@ -45,14 +53,41 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "border_sigma": 12.0,
         "freeze_norm": False,
         "augment": "none",
+        "elastic": 0.35,
+        "blur": 0.15,
+        "noise": 0.45,
         "corrected_weight": 2.5,
         "evaluate_every": 7,
         "weight_decay": 2e-6,
         "averaging": 0.5,
         "seed": 2**31 - 1,
         "device": "cuda",
+        "devices": 4,
+        "nodes": 16,
+        "precision": "bfloat16",
     },
+    RunHabits: {"use_better": True, "on_close": "go on"},
 }
+
+
+def test_words_stand_beside_values_and_a_widget_below_its_knob(qtbot: QtBot) -> None:
+    form = KnobsForm(TrainingConfig)
+    qtbot.addWidget(form)
+    box: Any = form.editors["recipe"].widget
+    form.annotate("recipe", {Recipe.QUICK: "about 8 s"})
+    assert [box.itemText(n) for n in range(2)] == ["quick: about 8 s", "standard"]
+    box.setCurrentIndex(0)
+    assert form.value().recipe is Recipe.QUICK
+    note = form.editors["recipe"].note
+    assert isinstance(note, Hint)
+    assert "seconds" in note.text()
+    form.annotate("recipe", {})
+    assert box.itemText(0) == "quick"
+    below = Hint("below")
+    form.add_below("steps", below)
+    form.show()
+    steps = form.editors["steps"].widget
+    assert 0 <= below.y() - steps.geometry().bottom() < below.height() + 20
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,25 @@ from PIL import Image
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import QPoint, Qt
 
-from segdesk.core.run import Run, RunState
+from segdesk.core.run import RunState
 from segdesk.core.sample import Status
+from segdesk.core.verdict import judge
+from segdesk.io.packages import CARD, bundled_packages, install_package, read_card
 from segdesk.jobs.messages import Evaluated, Finished, Progressed, Stepped
+from segdesk.session.models import current_model, find_model
 from segdesk.session.session import Session
 from segdesk.session.workers import WorkerBackend
 from segdesk.ui.bridge import Bridge
 from segdesk.ui.panels.predict import outcome_words
 from segdesk.ui.panels.project import ProjectPanel
-from segdesk.ui.words import device_words, learning_words, score_rows, verdict_words, why_not_train
+from segdesk.ui.words import (
+    device_words,
+    learning_words,
+    model_dice,
+    score_rows,
+    verdict_words,
+    why_not_train,
+)
 from segdesk.ui.workbench import Workbench
 from tests.ui.conftest import nuclei, show
 
@@ -58,6 +68,17 @@ def start_run(workbench: Workbench, session: Session, qtbot: QtBot) -> str:
     workbench.current_correction.accept()
     qtbot.mouseClick(workbench.panels["Train"].start, LEFT)
     return session.store.runs()[-1].id
+
+
+def finish(session: Session, bridge: Bridge, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """End the last run as its process would, with a copy of the shipped model as the new one."""
+    run = session.store.runs()[-1]
+    made = run.folder / "model"
+    install_package(bundled_packages()["nuclei-unet"], made)
+    card = read_card(made).model_copy(update={"name": run.new_model})
+    (made / CARD).write_text(card.model_dump_json())
+    result = {"before": before, "after": after}
+    bridge.put(Finished(job=run.id, state=RunState.COMPLETED, result=result))
 
 
 def test_without_a_project_every_panel_says_what_to_do_first(workbench: Workbench) -> None:
@@ -251,6 +272,7 @@ def test_a_run_is_followed_while_painting_goes_on(
     session, bridge = parts
     train: Any = workbench.panels["Train"]
     run = start_run(workbench, session, qtbot)
+    workbench.raise_panel("Train")
     assert not train.stop.isHidden()
     assert "into nuclei-unet-r1" in train.state.text()
     for number in range(1, 6):
@@ -258,8 +280,8 @@ def test_a_run_is_followed_while_painting_goes_on(
                            seconds_left=90))  # fmt: skip
     bridge.put(Evaluated(job=run, step=5, scores=scores(None, 0.9), is_best=True))
     qtbot.waitUntil(lambda: train.curves.points == (5, 0, 1))
+    qtbot.waitUntil(lambda: train.bar.value() == 5)
     assert train.progress.text() == "Step 5 of 9, 2 min left"
-    assert train.bar.value() == 5
     assert workbench.layers is not None
     assert workbench.layers.labels is not None
     workbench.layers.labels.paint((20, 20), 1)
@@ -301,18 +323,10 @@ def test_every_end_but_the_good_one_in_words(
 def test_the_new_model_is_compared_used_and_left_again(
     workbench: Workbench, parts: tuple[Session, Bridge], shown: str, qtbot: QtBot
 ) -> None:
-    from segdesk.io.packages import CARD, bundled_packages, install_package, read_card
-    from segdesk.session.models import current_model
-
     session, bridge = parts
     train: Any = workbench.panels["Train"]
-    run = start_run(workbench, session, qtbot)
-    made = session.store.runs()[-1].folder / "model"
-    install_package(bundled_packages()["nuclei-unet"], made)
-    card = read_card(made).model_copy(update={"name": "nuclei-unet-r1"})
-    (made / CARD).write_text(card.model_dump_json())
-    result = {"before": scores(0.2, 0.9), "after": scores(0.75, 0.89)}
-    bridge.put(Finished(job=run, state=RunState.COMPLETED, result=result))
+    start_run(workbench, session, qtbot)
+    finish(session, bridge, scores(0.2, 0.9), scores(0.75, 0.89))
     qtbot.waitUntil(lambda: not train.use.isHidden())
     assert [text for text in train.scores.texts if text[0] in "+-"] == ["+0.550"] * 2 + ["-0.010"]
     assert "is better" in train.verdict.text()
@@ -332,17 +346,46 @@ def test_the_new_model_is_compared_used_and_left_again(
     qtbot.mouseClick(train.back, LEFT)
     assert (current := current_model(session.store)) is not None
     assert current.name == "nuclei-unet"
+    # Every other model is a click away too.
+    dice = model_dice(find_model("nuclei-unet"))
+    assert train.models.texts == [
+        ("nuclei-unet-r1", "Dice 0.750, better"),
+        ("<b>nuclei-unet</b>", f"Dice {dice:.3f}, shipped"),
+    ]
+    assert not train.models.buttons["nuclei-unet"].isEnabled()
+    qtbot.mouseClick(train.models.buttons["nuclei-unet-r1"], LEFT)
+    assert (current := current_model(session.store)) is not None
+    assert current.name == "nuclei-unet-r1"
+    assert train.models.texts[0][0] == "<b>nuclei-unet-r1</b>"
+
+
+def test_a_better_model_is_used_by_itself_only_where_that_was_asked_for(
+    workbench: Workbench, parts: tuple[Session, Bridge], qtbot: QtBot
+) -> None:
+    session, bridge = parts
+    train: Any = workbench.panels["Train"]
+    habit = train.habits.editors["use_better"].widget
+    assert not habit.isChecked()
+    habit.setChecked(True)
+    assert workbench.habits.use_better
+    for number, (after, used) in enumerate(((0.5, "nuclei-unet"), (0.8, "nuclei-unet-r2")), 1):
+        start_run(workbench, session, qtbot)
+        finish(session, bridge, scores(0.5, 0.9), scores(after, 0.9))
+        name = f"nuclei-unet-r{number}"
+        qtbot.waitUntil(lambda n=name: n in train.use.text())
+        assert (current := current_model(session.store)) is not None
+        assert current.name == used
+    assert "is better" in train.verdict.text()
 
 
 def test_words_without_a_score_say_why() -> None:
     rows = score_rows(scores(None, None), scores(0.5, 0.9))
     assert [row[1:] for row in rows] == [("\N{EN DASH}", "0.500", "")] * 2
-    run = Run("r", Path("r"), "base", RunState.COMPLETED, "base-r1")
-    assert "no score can be given" in verdict_words(run)
-    five = replace(run, before=scores(0.5, 0.9), after=scores(0.8, 0.5))
-    assert "better on the 5 images held back: Dice +0.300" in verdict_words(five)
-    assert "It has forgotten part of what it knew" in verdict_words(five)
-    assert verdict_words(replace(five, state=RunState.CANCELED)) == ""
+    assert "no score can be given" in verdict_words(judge(None, None), "base-r1")
+    five = verdict_words(judge(scores(0.5, 0.9), scores(0.8, 0.5)), "base-r1")
+    assert five.startswith("<b>base-r1: better</b>")
+    assert "better on the 5 images held back: Dice +0.300" in five
+    assert "It has forgotten part of what it knew" in five
 
 
 def test_words_of_devices_and_outcomes() -> None:

@@ -38,7 +38,8 @@ def start_of(bench: Workbench) -> StartWidget:
 def test_the_manifest_is_valid_and_names_what_exists() -> None:
     manifest = PluginManifest.from_distribution("segdesk")
     assert [w.display_name for w in manifest.contributions.widgets or []] == [
-        "Segment and correct", "Project", "Predict", "Correct", "Train", "Trust"]  # fmt: skip
+        "Segment and correct", "Project", "Predict", "Correct", "Train", "Compare",
+        "Trust"]  # fmt: skip
     for command in manifest.contributions.commands or []:
         assert command.python_name is not None
         name = command.python_name.split(":")[1]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from napari.utils.notifications import notification_manager
 from PIL import Image
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
@@ -68,8 +67,10 @@ def test_a_new_model_is_built_as_the_form_says(
     editors["variant"].widget.setCurrentText("paper")
     editors["encoder_weights"].widget.setText(str(tmp_path / "weights.safetensors"))
     assert workbench.current_correction is not None
+    workbench.current_correction.replace(np.eye(64, dtype=np.uint8), "truth")
     workbench.current_correction.accept()
     qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: bool(manifests))  # the project is looked at first
     (manifest,) = manifests
     assert manifest["base_folder"] is None
     assert manifest["architecture"] == "unet"
@@ -93,6 +94,7 @@ def test_one_that_needs_no_labels_starts_without(
     assert "without labels" in panel.origin.note.text()
     assert panel.start.isEnabled()
     qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: bool(manifests))  # the project is looked at first
     (manifest,) = manifests
     # The image held back for validation is not learnt from, labelled or not.
     assert [(s["labels"], s["split"]) for s in manifest["samples"]] == [(None, "train")] * 3
@@ -115,8 +117,10 @@ def test_images_of_other_channels_are_refused_by_name(
     workbench.raise_panel("Train")
     choose(panel, "wnet")
     qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: not panel.start.isEnabled())
     assert manifests == []
-    said = notification_manager.records[-1].message
+    said = panel.start.toolTip()
+    assert said in panel.checks.hints[0].text()
     assert "rgb.png has 3 channels" in said or "five.tif has 5 channels" in said
 
 

@@ -1,9 +1,10 @@
-"""One panel per task: Project, Predict, Correct, Train, Trust."""
+"""One panel per task: Project, Predict, Correct, Train, Compare, Trust."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from segdesk.ui.panels.compare import ComparePanel
 from segdesk.ui.panels.correct import CorrectPanel
 from segdesk.ui.panels.predict import PredictPanel
 from segdesk.ui.panels.project import ProjectPanel
@@ -23,5 +24,6 @@ def make_panels(workbench: Workbench) -> dict[str, QWidget]:
         "Predict": PredictPanel(workbench),
         "Correct": CorrectPanel(workbench),
         "Train": TrainPanel(workbench),
+        "Compare": ComparePanel(workbench),
         "Trust": TrustPanel(workbench),
     }

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QProgressBar, QWidget
+from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QWidget
 
+from segdesk.config.app import RunHabits
 from segdesk.config.training import TrainingConfig
 from segdesk.core.run import Run, RunState
 from segdesk.core.sample import Sample
-from segdesk.jobs.messages import Evaluated, Progressed
+from segdesk.core.verdict import Judgement, Verdict, judge
+from segdesk.io.store import ProjectStore
+from segdesk.jobs.cancel import CancelToken
+from segdesk.jobs.messages import Evaluated, Paused, Previewed, Progressed, Stepped
 from segdesk.session import models, predicting, training
+from segdesk.session.annotating import learning_curve
 from segdesk.session.session import Session
 from segdesk.ui.bridge import Steps, reporting
+from segdesk.ui.checks import LOOKING, Checks
+from segdesk.ui.estimates import Estimates
+from segdesk.ui.examples import ExamplesButton
 from segdesk.ui.forms import KnobsForm
+from segdesk.ui.model_list import ModelList, model_rows
+from segdesk.ui.pace import Pace
 from segdesk.ui.panels.start_from import StartFrom
+from segdesk.ui.picture import Picture
 from segdesk.ui.plots import Curves
+from segdesk.ui.queue_list import QueueList
+from segdesk.ui.run_control import RunControl
 from segdesk.ui.widgets import ActionButton, Hint, Panel, heading
 from segdesk.ui.words import (
     learning_words,
@@ -33,6 +49,8 @@ if TYPE_CHECKING:
 NO_PROJECT = "Open a project first."
 #: Steps suggested for a model that starts from nothing.
 NEW_STEPS = 1000
+#: The project is looked at again once nothing has changed for so long, in ms.
+PATIENCE: Final = 700
 STATE_COLORS = {
     RunState.QUEUED: "#6b7280",
     RunState.RUNNING: "#56b4e9",
@@ -41,53 +59,93 @@ STATE_COLORS = {
     RunState.FAILED: "#d9483b",
     RunState.CRASHED: "#d9483b",
 }
+VERDICT_COLORS = {
+    Judgement.BETTER: "#2f9e6b",
+    Judgement.NO_EVIDENCE: "#6b7280",
+    Judgement.WORSE: "#d9483b",
+}
 
 
 class TrainPanel(Panel):
-    """Starts a fine-tuning run, follows it and offers its model."""
+    """Starts fine-tuning runs, follows the one under way and offers its model."""
 
     def __init__(self, workbench: Workbench) -> None:
         super().__init__()
         self._workbench = workbench
+        #: The run on show: the one under way, or else the last that ended.
         self._run: Run | None = None
+        #: The run whose model is offered while another one is on show.
+        self._done: Run | None = None
+        #: By id of the run that it judges; computing one takes a moment.
+        self._verdicts: dict[str, Verdict] = {}
+        self._is_stale = True
+        self._is_outlook_stale = True
+        self._wants_start = False
         self.source = Hint()
+        self.outlook = Hint()
         self.origin = StartFrom()
         self.form: KnobsForm[TrainingConfig] = KnobsForm(TrainingConfig)
+        self.examples = ExamplesButton(workbench, self.form.value)
+        self.form.add_below("augment", self.examples)
+        self.estimates = Estimates(workbench, self.form, self)
         self.start = ActionButton(
             "Start fine-tuning", self._start, "Runs in the background; you can go on painting."
         )
-        self.stop = ActionButton("Stop", self._stop, "End the run at its next step.")
         self.reason = Hint()
+        self.checks = Checks(workbench)
         self.state = Hint()
+        self.control = RunControl(workbench)
+        self.stop = self.control.stop
         self.said = Hint()
         self.bar = QProgressBar()
         self.progress = Hint()
+        self.queue = QueueList()
+        self._pace = Pace(self._draw_course, self)
+        self._last_step: Stepped | None = None
+        self.preview = Picture(
+            workbench, "What the model makes of an image while it learns", self._pace.soon
+        )
         self.curves = Curves()
         self.scores = ScoreTable()
         self.verdict = Hint()
         self.use = ActionButton("Use the new model", self._use)
         self.back = ActionButton("Go back", self._go_back)
+        self.models = ModelList()
+        self.habits: KnobsForm[RunHabits] = KnobsForm(RunHabits)
+        self._settled = QTimer(self)
+        self._settled.setSingleShot(True)
+        self._settled.setInterval(PATIENCE)
+        self._settled.timeout.connect(self._look)
         self._lay_out()
-        self.origin.changed.connect(self._on_origin)
-        workbench.session_opened.connect(self._on_opened)
-        workbench.session_closed.connect(self._on_closed)
+        self._connect()
         self._show_run(None)
-        self._update()
+        self._on_models()
 
     def _lay_out(self) -> None:
-        buttons = QHBoxLayout()
-        buttons.addWidget(self.start)
-        buttons.addWidget(self.stop)
-        self.column.addWidget(self.source)
-        self.column.addWidget(self.origin)
-        self.column.addWidget(self.form)
-        self.column.addLayout(buttons)
-        for widget in (self.reason, self.state, self.bar, self.progress, self.said):
-            self.column.addWidget(widget)
-        for result in (self.scores, self.verdict, self.use, self.back):
-            self.column.addWidget(result)
-        self.column.addWidget(self.curves)
+        parts: tuple[QWidget, ...] = (
+            self.source, self.outlook, self.origin, self.form, self.start, self.reason, self.checks,
+            self.state, self.control, self.bar, self.progress, self.said, self.queue,
+            self.scores, self.verdict, self.use, self.back,
+            self.preview, self.curves, self.models, heading("What happens by itself"),
+            self.habits,
+        )  # fmt: skip
+        for part in parts:
+            self.column.addWidget(part)
         self.column.addStretch(1)
+
+    def _connect(self) -> None:
+        self.origin.changed.connect(self._on_origin)
+        for form in (self.form, self.origin.form):
+            form.changed.connect(self._ask_later)
+        self.checks.changed.connect(self._on_checked)
+        self.queue.unwanted.connect(self._remove)
+        self.models.wanted.connect(self._use_model)
+        self.habits.changed.connect(self._take_habits)
+        self.seen.connect(self._on_seen)
+        bench = self._workbench
+        bench.habits_changed.connect(self._on_habits)
+        bench.session_opened.connect(self._on_opened)
+        bench.session_closed.connect(self._on_closed)
 
     # What comes in -------------------------------------------------------------
 
@@ -96,19 +154,26 @@ class TrainPanel(Panel):
         events = session.events
         events.run_changed.connect(self._on_run)
         events.run_evaluated.connect(self._on_evaluated)
+        events.run_previewed.connect(self._on_preview)
+        events.run_paused.connect(self._on_paused)
         events.job_progressed.connect(self._on_progress)
         events.said.connect(self._on_said)
-        for signal in (events.sample_changed, events.samples_added):
-            signal.connect(self._update)
+        for signal in (events.sample_changed, events.samples_added, events.sample_removed):
+            signal.connect(self._on_samples)
         events.engine_ready.connect(self._on_models)
         events.model_changed.connect(self._on_models)
+        events.models_added.connect(self._on_models)
         if self._workbench.bridge is not None:
             self._workbench.bridge.stepped.connect(self._on_steps)
-        runs = session.store.runs()
-        self.curves.clear()
-        self.said.say("")
-        self._show_run(runs[-1] if runs else None)
+        self.estimates.listen(session)
+        self.examples.listen(session)
+        self._verdicts.clear()
+        self._forget_course(session)
+        self._done = None
+        self._is_outlook_stale = True
+        self._show_run(_on_show(session.store.runs()))
         self._on_models()
+        self._ask_later()
 
     @reporting()
     def _on_origin(self) -> None:
@@ -119,8 +184,8 @@ class TrainPanel(Panel):
         steps = self.form.editors["steps"]
         if steps.read() == shown:
             steps.write(suggested)
-        self.start.setText("Start training" if is_new else "Start fine-tuning")
         self._update()
+        self._ask_later()
 
     @reporting()
     def _on_models(self, _: object = None) -> None:
@@ -130,25 +195,51 @@ class TrainPanel(Panel):
         else:
             current = models.current_model(session.store)
             self.origin.offer(session.architectures, current.name if current is not None else "")
+        self._update_models(session)
         self._update()
 
     @reporting()
+    def _on_samples(self, _: object = None) -> None:
+        self._update()
+        self._ask_later()
+
+    @reporting()
     def _on_closed(self) -> None:
+        self._settled.stop()
+        self._wants_start = False
+        self._done = None
+        self.checks.clear()
+        self.estimates.clear()
         self._show_run(None)
+        self.queue.show_runs([])
+        self.preview.clear_picture()
         self.said.say("")
+        self.outlook.say("")
         self._on_models()
 
     @reporting()
     def _on_run(self, run: Run) -> None:
-        is_new = self._run is None or self._run.id != run.id
-        has_ended = not is_new and run.state.is_terminal
+        session = self._workbench.session
+        if session is None:
+            return
+        runs = session.store.runs()
+        self.queue.show_runs(runs)
+        chosen = run if self._is_mine(run.id) else _on_show(runs)
+        if chosen is None or chosen == self._run:  # another run was queued or taken out
+            self._update()
+            return
+        is_new = not self._is_mine(chosen.id)
         if is_new:
-            self.curves.clear()
-            self.said.say("")
-        self._show_run(run)
+            self._forget_course(session)
+        if chosen.state is RunState.COMPLETED:
+            self._done = chosen
+            self._is_outlook_stale = True
+        self._show_run(chosen)
+        self._update_models(session)
         self._update()
-        if has_ended:
+        if chosen.state.is_terminal and not is_new:
             QTimer.singleShot(0, self._scroll_to_result)
+            self._ask_later()
 
     @reporting()
     def _on_progress(self, event: Progressed) -> None:
@@ -159,21 +250,47 @@ class TrainPanel(Panel):
     def _on_steps(self, steps: Steps) -> None:
         if not self._is_mine(steps.job):
             return
-        last = steps.steps[-1]
-        self.bar.setRange(0, last.total)
-        self.bar.setValue(last.step)
-        left = time_words(last.seconds_left) if last.step < last.total else "checking the result"
-        self.progress.say(f"Step {last.step} of {last.total}, {left}")
+        self._last_step = steps.steps[-1]
         self.curves.add_steps(steps.steps)
+        self._pace.soon()
 
     @reporting()
     def _on_evaluated(self, event: Evaluated) -> None:
         if self._is_mine(event.job):
             self.curves.add_evaluation(event.step, event.scores)
+            self._pace.soon()
+
+    @reporting()
+    def _on_preview(self, event: Previewed) -> None:
+        if self._is_mine(event.job):
+            self.preview.setToolTip(
+                f"{event.sample}, as the model sees it after {event.step} steps"
+            )
+            self.preview.show_file(event.picture)
+
+    @reporting()
+    def _on_paused(self, event: Paused) -> None:
+        if self._is_mine(event.job):
+            self.control.set_paused(is_paused=event.is_paused)
+            self.progress.say("Paused." if event.is_paused else "Going on…")
 
     @reporting()
     def _on_said(self, text: str) -> None:
         self.said.say(text)
+
+    @reporting()
+    def _on_checked(self) -> None:
+        """Go on with what waited for the look at the project."""
+        self._update()
+        if self._wants_start and not self.checks.is_asking:
+            self._wants_start = False
+            if not self.checks.stop_reason:
+                self._start_now()
+
+    @reporting()
+    def _on_habits(self, habits: RunHabits) -> None:
+        if habits != self.habits.value():
+            self.habits.set_value(habits)
 
     def _is_mine(self, job: str) -> bool:
         return self._run is not None and self._run.id == job
@@ -181,21 +298,35 @@ class TrainPanel(Panel):
     # What goes out -------------------------------------------------------------
 
     def _start(self) -> None:
+        if self._settled.isActive() and self.is_seen:
+            self._settled.stop()
+            self._look()
+        if self.checks.is_asking:
+            self._wants_start = True
+            self.reason.say(LOOKING)
+        else:
+            self._start_now()
+
+    def _start_now(self) -> None:
         session = self._workbench.session
         if session is not None:
             training.start(session, self.form.value(), new=self.origin.value())
 
-    def _stop(self) -> None:
+    @reporting()
+    def _remove(self, run_id: str) -> None:
         session = self._workbench.session
-        if session is not None and self._run is not None:
-            self.stop.set_reason("The run was asked to end; it does so at its next step.")
-            self.progress.say("Stopping…")
-            training.stop(session, self._run.id)
+        if session is not None:
+            training.stop(session, run_id)
 
     def _use(self) -> None:
+        if self._offered is not None:
+            self._use_model(self._offered.new_model)
+
+    @reporting()
+    def _use_model(self, name: str) -> None:
         session = self._workbench.session
-        if session is not None and self._run is not None:
-            models.use_model(session, self._run.new_model)
+        if session is not None:
+            models.use_model(session, name)
             self._predict_shown(session)
 
     def _go_back(self) -> None:
@@ -203,6 +334,10 @@ class TrainPanel(Panel):
         if session is not None:
             models.go_back(session)
             self._predict_shown(session)
+
+    @reporting()
+    def _take_habits(self) -> None:
+        self._workbench.set_habits(self.habits.value())
 
     def _predict_shown(self, session: Session) -> None:
         """Let the model now in use say what it thinks of the image on screen."""
@@ -212,27 +347,120 @@ class TrainPanel(Panel):
         if shown is not None and predicting.current_prediction(session, shown) is None:
             self._workbench.predict([shown])
 
+    # Before a run ----------------------------------------------------------------
+
+    def _ask_later(self) -> None:
+        """Look at the project, and ask how long runs take, once things have settled."""
+        self._is_stale = True
+        if self.is_seen and self._workbench.session is not None:
+            self._settled.start()
+
+    @reporting()
+    def _look(self) -> None:
+        session = self._workbench.session
+        if session is None or not self._is_stale or not self.is_seen:
+            return
+        self._is_stale = False
+        self._ask_outlook(session)
+        if self._why_not(session.store.samples()):
+            self.checks.clear()
+            self.estimates.clear()
+            return
+        self.checks.ask(self.form.value(), self.origin.value())
+        if self._is_running:
+            return  # which would make them wrong, and be slowed down by them
+        if self.origin.architecture is None:
+            self.estimates.ask_soon()
+        else:
+            self.estimates.clear()
+
+    def _ask_outlook(self, session: Session) -> None:
+        """Ask what more labelled images would bring, after each round anew."""
+        if self._is_outlook_stale and self._workbench.slow is not None:
+            self._is_outlook_stale = False
+            work, then = (
+                partial(_outlook, session.store.folder),
+                partial(self._tell_outlook, session),
+            )
+            self._workbench.slow.start(work, then)
+
+    def _tell_outlook(self, session: Session, done: Future[str]) -> None:
+        if session is self._workbench.session:
+            self.outlook.say(done.result())
+
     # How -----------------------------------------------------------------------
+
+    def _on_seen(self, _is_seen: bool) -> None:
+        self._ask_later()
+        self._pace.soon()
+
+    def _draw_course(self) -> None:
+        """Show how far the run is: bar, words, curves and preview in one go."""
+        if not self.is_seen:
+            return
+        last = self._last_step
+        if last is not None and self._is_running:
+            self.bar.setRange(0, last.total)
+            self.bar.setValue(last.step)
+            if not self.control.is_stopping and not self.control.is_paused:
+                is_last = last.step == last.total
+                left = "checking the result" if is_last else time_words(last.seconds_left)
+                self.progress.say(f"Step {last.step} of {last.total}, {left}")
+        self.curves.setVisible(self._is_running or self.curves.has_steps)
+        if self.curves.has_steps:
+            self.curves.draw()
+        self.preview.present()
+
+    @property
+    def _is_running(self) -> bool:
+        return self._run is not None and not self._run.state.is_terminal
+
+    def _forget_course(self, session: Session) -> None:
+        """Another run: its course is another one."""
+        self._last_step = None
+        self.curves.clear(class_colors(session))
+        self.preview.clear_picture()
+        self.said.say("")
 
     def _show_run(self, run: Run | None) -> None:
         self._run = run
-        is_running = run is not None and not run.state.is_terminal
+        self.control.show_run(run)
         self.state.say(run_words(run) if run is not None else "")
         color = STATE_COLORS[run.state] if run is not None else "transparent"
         self.state.setStyleSheet(f"border-left: 4px solid {color}; padding-left: 6px;")
-        self.bar.setVisible(is_running)
-        if is_running:
-            self.bar.setRange(0, 0)
+        self.bar.setVisible(self._is_running)
+        if self._is_running:
+            self.bar.setRange(0, 1)  # not a moving one: each of its pictures costs time
+            self.bar.setValue(0)
             self.progress.say("Starting the training process…")
         else:
             self.progress.say("")
-        self.curves.setVisible(is_running or self.curves.has_steps)
+        self.curves.setVisible(self._is_running or self.curves.has_steps)
+        self._pace.soon()
+        self._show_verdict(self._offered)
+
+    @property
+    def _offered(self) -> Run | None:
+        """The run whose model is offered; None if there is none."""
+        is_done = self._run is not None and self._run.state is RunState.COMPLETED
+        return self._run if is_done else self._done
+
+    def _show_verdict(self, run: Run | None) -> None:
+        """Say whether the model a run made is better, first in a word."""
         if run is None:
             self.scores.show_scores([])
             self.verdict.say("")
-        else:
-            self.scores.show_scores(score_rows(run.before, run.after))
-            self.verdict.say(verdict_words(run))
+            return
+        self.scores.show_scores(score_rows(run.before, run.after))
+        found = self._verdict_of(run)
+        color = VERDICT_COLORS[found.judgement]
+        self.verdict.say(verdict_words(found, run.new_model))
+        self.verdict.setStyleSheet(f"border-left: 4px solid {color}; padding-left: 6px;")
+
+    def _verdict_of(self, run: Run) -> Verdict:
+        if run.id not in self._verdicts:
+            self._verdicts[run.id] = judge(run.before, run.after)
+        return self._verdicts[run.id]
 
     def _scroll_to_result(self) -> None:
         """Bring how the run ended, and what can be done now, into view."""
@@ -245,16 +473,13 @@ class TrainPanel(Panel):
     def _update(self, _: object = None) -> None:
         session = self._workbench.session
         samples = session.store.samples() if session is not None else []
-        is_running = self._run is not None and not self._run.state.is_terminal
         reason = NO_PROJECT if session is None else self._why_not(samples)
         self.source.say(learning_words(samples) if session is not None else "")
-        self.reason.say("" if is_running else reason)
-        self.start.set_reason("A run is under way." if is_running else reason)
-        self.start.setVisible(not is_running)
-        self.stop.setVisible(is_running)
-        if is_running and not self.progress.text().startswith("Stopping"):
-            self.stop.set_reason("")
-        self._update_models(session)
+        self.reason.say(reason)
+        self.start.set_reason(reason or self.checks.stop_reason)
+        is_new = self.origin.architecture is not None
+        first = "Start training" if is_new else "Start fine-tuning"
+        self.start.setText("Queue another run" if self._is_running else first)
 
     def _why_not(self, samples: list[Sample]) -> str:
         """Say why the run cannot start; empty when it can."""
@@ -264,13 +489,19 @@ class TrainPanel(Panel):
         return why_not_train(samples)
 
     def _update_models(self, session: Session | None) -> None:
+        """Offer the new model, the one before it, and all the others."""
         self.use.hide()
         self.back.hide()
         if session is None:
+            self.models.show_rows([])
             return
         current = models.current_model(session.store)
-        run = self._run
-        if run is not None and run.state is RunState.COMPLETED:
+        entries, runs = models.list_models(session.store), session.store.runs()
+        used = current.name if current is not None else ""
+        self.models.show_rows(model_rows(entries, runs, used, self._verdict_of))
+        self.queue.show_runs(runs)
+        run = self._offered
+        if run is not None:
             is_used = current is not None and current.name == run.new_model
             self.use.setText(f"Use the new model {run.new_model}")
             self.use.set_reason(f"{run.new_model} is the model in use." if is_used else "")
@@ -279,6 +510,25 @@ class TrainPanel(Panel):
         if before is not None:
             self.back.setText(f"Go back to {before}")
             self.back.show()
+
+
+def _outlook(project: Path, _token: CancelToken) -> str:
+    """Say what more labelled images would bring; nothing while that is not known."""
+    with ProjectStore.open(project, read_only=True) as store:
+        curve = learning_curve(store)
+    return curve.text if curve is not None else ""
+
+
+def _on_show(runs: list[Run]) -> Run | None:
+    """Return the run under way, or else the last that has ended."""
+    running = [run for run in runs if run.state is RunState.RUNNING]
+    ended = [run for run in runs if run.state.is_terminal]
+    return (running or ended)[-1] if running or ended else None
+
+
+def class_colors(session: Session) -> dict[str, str]:
+    """Return the colours of the project's classes by name."""
+    return {known.name: known.color for known in session.store.classes.classes}
 
 
 class ScoreTable(QWidget):

@@ -58,6 +58,7 @@ class TrustPanel(Panel):
         self._drawn: list[tuple[str, Findings]] = []
         self._is_asking = False
         self._is_stale = True
+        self._token: CancelToken | None = None
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(PATIENCE)
@@ -179,8 +180,8 @@ class TrustPanel(Panel):
 
     def _ask_anew(self) -> None:
         """Another question: the answer to the one before is of no use."""
-        if self._workbench.slow is not None:
-            self._workbench.slow.cancel()
+        if self._token is not None:
+            self._token.cancel()
         self._is_stale = True
         self.reason.say(COUNTING)
         self._ask()
@@ -192,7 +193,9 @@ class TrustPanel(Panel):
         self._is_stale, self._is_asking = False, True
         other = self.other.currentData()
         question = (session.store.folder, self._scope, other)
-        slow.start(partial(_ask_both, self._reader, *question), partial(self._take, session))
+        self._token = slow.start(
+            partial(_ask_both, self._reader, *question), partial(self._take, session)
+        )
         if self._answers[0].findings is None:
             self.reason.say(COUNTING)
 

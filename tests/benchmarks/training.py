@@ -1,0 +1,396 @@
+"""Fine-tuning against plain torch, and from a click to a changed overlay: ratios of one run.
+
+    python tests/benchmarks/training.py --loop [--steps 30] [--rounds 3]
+    python tests/benchmarks/training.py --quick
+    python tests/benchmarks/training.py --plain nuclei|kvasir|camvid --data DIR [--steps 200]
+
+``--loop``: steps per second of a whole run (crops, augmentation, averaging, events, journal)
+against a bare torch loop with the same model, batch and loss on data already in memory, in
+turn. ``--quick``: a project with eight corrected stained images of 224 pixels and the
+shipped model; from the order to the changed labels on disk, in worker processes as the
+window has them, and to the first step of the recipe full. ``--plain``: SegDesk's defaults
+and a plain fine-tune (all weights, no replay, no schedule, no averaging), same base model,
+same number of steps; Dice on images neither has seen, and on the kind known before.
+``DIR`` holds ``train`` and ``val`` with ``images`` and ``masks``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from segdesk.config.inference import InferenceConfig
+from segdesk.config.training import Recipe, TrainingConfig
+from segdesk.core.annotation import Supervision
+from segdesk.core.classes import UNLABELLED, ClassMap
+from segdesk.core.manifest import ManifestSample, RunManifest
+from segdesk.core.run import RunState
+from segdesk.core.sample import Split
+from segdesk.inference.normalize import fit_channels, scale
+from segdesk.inference.predictor import Predictor
+from segdesk.io.images import hash_file, read_image
+from segdesk.io.labels import write_labels
+from segdesk.io.packages import bundled_packages
+from segdesk.io.store import ProjectStore
+from segdesk.jobs.control import RunControl
+from segdesk.jobs.messages import AnyEvent, Finished, PredictionReady, Ready, Stepped
+from segdesk.nn.losses import make_loss
+from segdesk.nn.weights import LoadedModel, adapt_outputs, load_model
+from segdesk.session import predicting, training
+from segdesk.session.correcting import Correction
+from segdesk.session.models import use_model
+from segdesk.session.projects import NewImage, add_images
+from segdesk.session.sample_project import sample_folder, sample_images
+from segdesk.session.session import Session, engine_log
+from segdesk.session.workers import WorkerBackend
+from segdesk.training.dataset import Item
+from segdesk.training.evaluate import Judge
+from segdesk.training.run import run_folder
+
+MODEL = "nuclei-unet"
+NUCLEI = ("background", "nucleus")
+SIDE = 224
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image with its true labels, uint8 (Y, X)."""
+
+    image: Path
+    labels: np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def show(**report: Any) -> None:
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.flush()
+
+
+# Runs of ours, in this process ---------------------------------------------------
+
+
+def do_run(
+    folder: Path, images: Sequence[Labelled], classes: Sequence[str], config: TrainingConfig,
+    hear: Callable[[AnyEvent], None] = lambda event: None,
+) -> Path:  # fmt: skip
+    """Fine-tune the shipped model on images, as a run of a project would."""
+    folder.mkdir(parents=True)
+    samples = []
+    for number, one in enumerate(images):
+        path = folder / f"{number}.tif"
+        known = np.where(one.labels == UNLABELLED, Supervision.UNSEEN, Supervision.ACCEPTED)
+        write_labels(path, one.labels, known.astype(np.uint8))
+        samples.append(
+            ManifestSample(id=f"s{number}", image=one.image, sha256=hash_file(one.image),
+                           labels=path, revision=1, split=Split.TRAIN)
+        )  # fmt: skip
+    manifest = RunManifest(
+        run="run", new_model="new", base_model=MODEL, base_folder=bundled_packages()[MODEL],
+        channels=3, classes=tuple(classes), colors=("#000000",) * len(classes),
+        samples=tuple(samples), features=folder.parent / "features",
+    )  # fmt: skip
+    (folder / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
+    (folder / "config.json").write_text(config.model_dump_json(), "utf-8")
+    end = run_folder(folder, hear, RunControl())
+    if end.state is not RunState.COMPLETED:
+        sys.exit(end.reason)
+    return folder / "model"
+
+
+# Plain torch ---------------------------------------------------------------------
+
+
+def plain_start(classes: Sequence[str]) -> LoadedModel:
+    base = load_model(bundled_packages()[MODEL])
+    card = base.card.model_copy(
+        update={"classes": tuple(classes), "colors": ("#000000",) * len(classes)}
+    )
+    return LoadedModel(adapt_outputs(base, card), card, "")
+
+
+def in_memory(images: Sequence[Labelled], model: LoadedModel) -> list[tuple[Tensor, Tensor]]:
+    """Return standardised images (C, H, W) and labels (H, W)."""
+    how, found = model.card.normalization, []
+    for one in images:
+        data = scale(fit_channels(read_image(one.image).data, 3, MODEL), how)
+        pixels = torch.from_numpy((data.transpose(2, 0, 1) - how.mean) / how.std).float()
+        found.append((pixels, torch.from_numpy(one.labels)))
+    return found
+
+
+def plain_batch(
+    pairs: Sequence[tuple[Tensor, Tensor]], rng: np.random.Generator, count: int, side: int
+) -> tuple[Tensor, Tensor]:
+    images, labels = [], []
+    for index in rng.integers(len(pairs), size=count):
+        image, mask = pairs[index]
+        height, width = mask.shape
+        y, x = (int(rng.integers(max(1, n - side + 1))) for n in (height, width))
+        crop, part = image[:, y : y + side, x : x + side], mask[y : y + side, x : x + side]
+        if rng.random() < 0.5:
+            crop, part = crop.flip(2), part.flip(1)
+        images.append(crop)
+        labels.append(part)
+    return torch.stack(images), torch.stack(labels)
+
+
+def plain_fine_tune(
+    model: LoadedModel, images: Sequence[Labelled], steps: int, side: int
+) -> tuple[nn.Module, float]:
+    """All weights, no replay, no schedule: what most scripts do; returns the seconds too."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    pairs = in_memory(images, model)
+    network = model.network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    network.requires_grad_(True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
+    loss_of = make_loss(TrainingConfig())
+    began = time.perf_counter()
+    for _ in range(steps):
+        batch, labels = plain_batch(pairs, rng, 4, side)
+        weights = (labels != UNLABELLED).float()
+        loss = loss_of(
+            network(batch.contiguous(memory_format=torch.channels_last)), labels, weights
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return network, time.perf_counter() - began
+
+
+def judge(model: LoadedModel, images: Sequence[Labelled]) -> float:
+    """Return the mean Dice over images."""
+    items = []
+    for number, one in enumerate(images):
+        unit = scale(fit_channels(read_image(one.image).data, 3, MODEL), model.card.normalization)
+        weights = (one.labels != UNLABELLED).astype(np.float32)
+        items.append(Item(str(number), unit, one.labels, weights))
+    model.network.eval()
+    scores = Judge(tuple(items), model.card.classes, model.card.normalization).score(
+        Predictor(model, torch.device("cpu")), InferenceConfig(precision="single")
+    )
+    return float(scores["dice"])
+
+
+# The data ------------------------------------------------------------------------
+
+
+def read_pairs(folder: Path, to_labels: Callable[[Path], Any], limit: int | None) -> list[Labelled]:
+    paths = sorted((folder / "images").iterdir())
+    if limit is not None:
+        paths = [paths[int(i * len(paths) / limit)] for i in range(min(limit, len(paths)))]
+    return [Labelled(p, to_labels(next((folder / "masks").glob(f"{p.stem}.*")))) for p in paths]
+
+
+def as_binary(path: Path) -> Any:
+    return (np.asarray(Image.open(path).convert("L")) > 0).astype(np.uint8)
+
+
+def as_camvid(path: Path) -> Any:
+    labels = np.asarray(Image.open(path)).astype(np.uint8)
+    return np.where(labels >= 11, UNLABELLED, labels).astype(np.uint8)
+
+
+def is_stained(one: Labelled) -> bool:
+    data = read_image(one.image).data[..., :3].astype(int)
+    return bool(np.abs(data[..., 0] - data[..., 1]).max() >= 10 and data.mean() > 120)
+
+
+def is_fluorescence(one: Labelled) -> bool:
+    data = read_image(one.image).data[..., :3].astype(int)
+    return bool(np.abs(data[..., 0] - data[..., 1]).max() < 10 and data.mean() < 120)
+
+
+def load_case(
+    name: str, data: Path
+) -> tuple[tuple[str, ...], list[Labelled], list[Labelled], list[Labelled]]:
+    """Return classes, images to learn from, unseen ones, and some of the kind known before."""
+    if name == "nuclei":
+        train, val = (read_pairs(data / s, as_binary, None) for s in ("train", "val"))
+        stained = [one for one in train if is_stained(one)]
+        unseen = stained[8:] + [one for one in val if is_stained(one)]
+        return NUCLEI, stained[:8], unseen, [one for one in val if is_fluorescence(one)]
+    if name == "kvasir":
+        train = read_pairs(data / "train", as_binary, 20)
+        return ("background", "polyp"), train, read_pairs(data / "val", as_binary, 60), []
+    names = (
+        "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car",
+        "pedestrian", "bicyclist",
+    )  # fmt: skip
+    train = read_pairs(data / "train", as_camvid, 40)
+    return names, train, read_pairs(data / "val", as_camvid, None), []
+
+
+# What is measured ------------------------------------------------------------------
+
+
+def compare_with_plain(name: str, data: Path, steps: int, recipes: Sequence[str]) -> None:
+    classes, learn, unseen, known = load_case(name, data)
+    base = plain_start(classes)
+    before = {"unseen": judge(base, unseen)} | ({"known": judge(base, known)} if known else {})
+    show(case=name, images=len(learn), unseen=len(unseen), steps=steps, before=before)
+    model = plain_start(classes)
+    _, seconds = plain_fine_tune(model, learn, steps, SIDE)
+    report(name, "plain", seconds, model, unseen, known)
+    for recipe in recipes:
+        with tempfile.TemporaryDirectory() as folder:
+            config = TrainingConfig(recipe=Recipe(recipe), steps=steps, device="cpu")
+            began = time.perf_counter()
+            made = load_model(do_run(Path(folder) / "run", learn, classes, config))
+            report(name, recipe, time.perf_counter() - began, made, unseen, known)
+
+
+def report(
+    case: str, how: str, seconds: float, model: LoadedModel, unseen: Sequence[Labelled],
+    known: Sequence[Labelled],
+) -> None:  # fmt: skip
+    scores = {"unseen": round(judge(model, unseen), 4)}
+    if known:
+        scores["known"] = round(judge(model, known), 4)
+    show(case=case, how=how, seconds=round(seconds, 1), dice=scores)
+
+
+def stained_sample() -> list[Labelled]:
+    """Return the stained images of the sample project, cut to 224 pixels."""
+    folder, found = sample_folder(), []
+    for image in sample_images():
+        if image.kind == "stained":
+            path = folder / "images" / f"{image.name}.png"
+            found.append(Labelled(path, as_binary(folder / "masks" / f"{image.name}.png")))
+    return found
+
+
+def cut_to(folder: Path, images: Sequence[Labelled], side: int) -> list[Labelled]:
+    folder.mkdir(parents=True)
+    made = []
+    for number, one in enumerate(images):
+        path = folder / f"stained{number}.png"
+        Image.fromarray(np.asarray(Image.open(one.image))[:side, :side]).save(path)
+        made.append(Labelled(path, one.labels[:side, :side].copy()))
+    return made
+
+
+def compare_loops(steps: int, rounds: int) -> None:
+    """Steps per second of a run and of a bare loop, in turn."""
+    images = stained_sample()[:8]
+    ratios = []
+    for number in range(rounds):
+        model = plain_start(NUCLEI)
+        _, seconds = plain_fine_tune(model, images, steps, SIDE)
+        ours = seconds_a_step(images, steps)
+        ratios.append(seconds / steps / ours)
+        show(round=number, plain_step=round(seconds / steps, 3), segdesk_step=round(ours, 3),
+             ratio=round(ratios[-1], 3))  # fmt: skip
+    show(steps_per_second_against_a_bare_loop=round(statistics.median(ratios), 3))
+
+
+def seconds_a_step(images: Sequence[Labelled], steps: int) -> float:
+    times: list[float] = []
+
+    def hear(event: AnyEvent) -> None:
+        if isinstance(event, Stepped):
+            times.append(time.perf_counter())
+
+    config = TrainingConfig(steps=steps, evaluate_every=100_000, device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        do_run(Path(folder) / "run", images, NUCLEI, config, hear)
+    return (times[-1] - times[0]) / (steps - 1)
+
+
+class Window:
+    """What the window has behind it: a session, worker processes, and their events."""
+
+    def __init__(self, folder: Path, images: Sequence[Labelled]) -> None:
+        store = ProjectStore.create(folder, ClassMap.from_names(list(NUCLEI)))
+        self.session = Session(store)
+        self._events: queue.Queue[AnyEvent] = queue.Queue()
+        self.backend = WorkerBackend(self._events.put, engine_log(folder))
+        self.session.attach(self.backend)
+        self.backend.warm()
+        added = [NewImage(one.image, split=Split.TRAIN) for one in images]
+        add_images(self.session, added, copy=True)
+        for sample, one in zip(self.session.store.samples(), images, strict=True):
+            correction = Correction(self.session, sample)
+            correction.replace(one.labels, "reference")
+            correction.accept()
+
+    def wait(self, wanted: Callable[[AnyEvent], bool]) -> AnyEvent:
+        while True:
+            event = self._events.get(timeout=600)
+            self.session.handle(event)
+            if isinstance(event, Finished) and event.state is not RunState.COMPLETED:
+                sys.exit(f"{event.state}: {event.reason}")
+            if wanted(event):
+                return event
+
+
+def measure_quick() -> None:
+    """From the order of a quick run to the changed labels of the image on screen."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = cut_to(Path(folder) / "images", stained_sample()[:8], SIDE)
+        window = Window(Path(folder) / "p.segdesk", images)
+        session = window.session
+        window.wait(lambda e: isinstance(e, Ready))
+        shown = session.store.samples()[0]
+        config = InferenceConfig(device="cpu")
+        predicting.request(session, [shown], config)
+        window.wait(lambda e: isinstance(e, PredictionReady))
+        for recipe in (Recipe.QUICK, Recipe.QUICK, Recipe.FULL):
+            asked = TrainingConfig(recipe=recipe, device="cpu")
+            job = training.estimate(session, asked)  # the Train panel asks: a process waits
+            window.wait(lambda e, job=job: isinstance(e, Finished) and e.job == job)
+            began = time.perf_counter()
+            run = training.start(session, asked)
+            window.wait(lambda e: isinstance(e, Stepped))
+            to_step = time.perf_counter() - began
+            if recipe is Recipe.FULL:
+                training.stop_now(session, run.id)
+                show(recipe=str(recipe), seconds_to_first_step=round(to_step, 2))
+                break
+            window.wait(lambda e, run=run: isinstance(e, Finished) and e.job == run.id)
+            to_model = time.perf_counter() - began
+            use_model(session, run.new_model)
+            predicting.request(session, [shown], config)
+            window.wait(lambda e: isinstance(e, PredictionReady))
+            show(recipe=str(recipe), seconds_to_first_step=round(to_step, 2),
+                 seconds_to_model=round(to_model, 2),
+                 seconds_to_overlay=round(time.perf_counter() - began, 2))  # fmt: skip
+        session.close()
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loop", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--plain", choices=("nuclei", "kvasir", "camvid"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--recipes", nargs="+", default=["quick", "standard", "full"])
+    arguments = parser.parse_args()
+    if arguments.loop:
+        compare_loops(min(arguments.steps, 30), arguments.rounds)
+    if arguments.quick:
+        measure_quick()
+    if arguments.plain:
+        if arguments.data is None:
+            parser.error("--plain needs --data")
+        compare_with_plain(arguments.plain, arguments.data, arguments.steps, arguments.recipes)
+
+
+if __name__ == "__main__":
+    main()
