@@ -33,6 +33,9 @@ Pixels = npt.NDArray[np.uint8]
 #: slow machine with other work may take long over anything.
 PATIENCE = 120.0
 
+# napari would read and write the settings of whoever runs the tests, two processes at a time.
+os.environ["NAPARI_CONFIG"] = ""
+
 # Tests run beside each other and start workers: idle threads must not spin.
 share_processor()
 

@@ -28,7 +28,7 @@ def build_outline(
     spec: ModelSpec, channels: int, classes: int, options: Mapping[str, Any]
 ) -> nn.Module:
     """Build a network of any size on the meta device, its weights undrawn."""
-    with torch.device("meta"), _Undrawn():
+    with torch.device("meta"), Undrawn():
         return spec.build(channels, classes, **options)
 
 
@@ -58,7 +58,7 @@ def without_head(shapes: Shapes) -> Shapes:
     return {name: shape for name, shape in shapes.items() if not name.startswith("head.")}
 
 
-class _Undrawn(TorchFunctionMode):
+class Undrawn(TorchFunctionMode):
     """Leave tensors as they are made."""
 
     def __torch_function__(

@@ -23,6 +23,7 @@ from segdesk.core.errors import InputError
 from segdesk.io.packages import WEIGHTS
 from segdesk.nn.download import Progress, Transfer, TransferError
 from segdesk.nn.encoders import import_timm
+from segdesk.nn.outline import Undrawn, build_outline
 from segdesk.nn.registry import architectures
 
 Tensors = Mapping[str, Tensor]
@@ -107,7 +108,7 @@ def _timm_name(encoder: nn.Module) -> str | None:
 @cache
 def _published(name: str) -> nn.Module:
     """Return timm's whole network, on the meta device: names and shapes, no numbers."""
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         network: nn.Module = import_timm().create_model(name, pretrained=False)
     return network
 
@@ -427,8 +428,7 @@ def _candidates() -> Iterator[tuple[str, nn.Module]]:
     for spec in architectures().values():
         for options in (spec.options, {**spec.options, **spec.small}):
             try:
-                with torch.device("meta"):
-                    encoder = spec.build(3, 2, **options).get_submodule("encoder")
+                encoder = build_outline(spec, 3, 2, options).get_submodule("encoder")
             except Exception:  # noqa: BLE001  not everyone's network builds without numbers
                 continue
             yield _timm_name(encoder) or f"the encoder of {spec.title}", encoder

@@ -291,6 +291,6 @@ run_app(sample=True)
 
 def test_the_window_leaves_torch_out_of_its_process(home: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", OPEN_AND_LIST], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", OPEN_AND_LIST], capture_output=True, text=True, timeout=600
     )
     assert "shown []" in done.stdout, done.stderr

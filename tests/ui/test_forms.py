@@ -29,6 +29,7 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
     TrainingConfig: {
         "recipe": "head",
         "steps": 77_777,
+        "quick_steps": 33,
         "learning_rate": 3e-5,
         "encoder_rate": 0.1,
         "head_rate": 10.0,

@@ -102,7 +102,7 @@ def test_the_cost_stands_beside_the_buttons_before_it_runs(
     assert "About 30 s for this image, 8 passes." in panel.cost.text()
     assert "for 5 images, 8 passes each" in panel.cost.text()
     panel.form.set_value(InferenceConfig(uncertainty=UncertaintyKind.DROPOUT, passes=16))
-    assert "About 60 s for this image, 16 passes." in panel.cost.text()
+    assert "About 1 min for this image, 16 passes." in panel.cost.text()
     panel.form.set_value(InferenceConfig(uncertainty=UncertaintyKind.ENSEMBLE))
     assert "has no other rounds here" in panel.cost.text()
 
