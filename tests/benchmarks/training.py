@@ -2,13 +2,16 @@
 
     python tests/benchmarks/training.py --loop [--steps 30] [--rounds 3]
     python tests/benchmarks/training.py --quick
+    xvfb-run -a -s "-screen 0 1600x1000x24" python tests/benchmarks/training.py --window
     python tests/benchmarks/training.py --plain nuclei|kvasir|camvid --data DIR [--steps 200]
 
 ``--loop``: steps per second of a whole run (crops, augmentation, averaging, events, journal)
 against a bare torch loop with the same model, batch and loss on data already in memory, in
 turn. ``--quick``: a project with eight corrected stained images of 224 pixels and the
 shipped model; from the order to the changed labels on disk, in worker processes as the
-window has them, and to the first step of the recipe full. ``--plain``: SegDesk's defaults
+window has them; to the first step of the recipe full, and from its stop to the end of the
+process. ``--window``: how late the window's event loop is while the Train panel shows a run,
+against how late it is when nothing runs. ``--plain``: SegDesk's defaults
 and a plain fine-tune (all weights, no replay, no schedule, no averaging), same base model,
 same number of steps; Dice on images neither has seen, and on the kind known before.
 ``DIR`` holds ``train`` and ``val`` with ``images`` and ``masks``.
@@ -47,6 +50,7 @@ from segdesk.io.labels import write_labels
 from segdesk.io.packages import bundled_packages
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.control import RunControl
+from segdesk.jobs.following import process_of
 from segdesk.jobs.messages import AnyEvent, Finished, PredictionReady, Ready, Stepped
 from segdesk.nn.losses import make_loss
 from segdesk.nn.weights import LoadedModel, adapt_outputs, load_model
@@ -357,8 +361,13 @@ def measure_quick() -> None:
             window.wait(lambda e: isinstance(e, Stepped))
             to_step = time.perf_counter() - began
             if recipe is Recipe.FULL:
-                training.stop_now(session, run.id)
-                show(recipe=str(recipe), seconds_to_first_step=round(to_step, 2))
+                process = process_of(run.folder)
+                stopped = time.perf_counter()
+                training.stop(session, run.id)
+                if process is not None:
+                    process.wait(60)
+                show(recipe=str(recipe), seconds_to_first_step=round(to_step, 2),
+                     seconds_from_stop_to_end=round(time.perf_counter() - stopped, 2))  # fmt: skip
                 break
             window.wait(lambda e, run=run: isinstance(e, Finished) and e.job == run.id)
             to_model = time.perf_counter() - began
@@ -371,11 +380,86 @@ def measure_quick() -> None:
         session.close()
 
 
+TICK = 0.01
+
+
+def measure_window(seconds: float) -> None:
+    """How late the event loop is: a timer of 10 ms, idle and while a run is shown."""
+    from napari.qt import get_qapp
+    from qtpy.QtCore import Qt, QTimer
+
+    from segdesk.app.window import DesktopWindow
+    from segdesk.session.sample_project import make_sample_project
+
+    application = get_qapp()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "p.segdesk"
+        session = make_sample_project(folder)
+        for sample in session.store.samples():
+            if sample.reference is not None and sample.name.startswith("stained"):
+                truth = as_binary(sample.reference)
+                correction = Correction(session, sample)
+                correction.replace(truth, "reference")
+                correction.accept()
+        session.close()
+        window = DesktopWindow()
+        window.open_project(folder)
+        window.workbench.raise_panel("Train")
+        late: list[float] = []
+        last = time.perf_counter()
+
+        def tick() -> None:
+            nonlocal last
+            now = time.perf_counter()
+            late.append(now - last - TICK)
+            last = now
+
+        timer = QTimer()
+        timer.setTimerType(Qt.TimerType.PreciseTimer)
+        timer.timeout.connect(tick)
+
+        def spend(what: str) -> None:
+            nonlocal last
+            late.clear()
+            last = time.perf_counter()
+            timer.start(round(TICK * 1000))
+            until = time.perf_counter() + seconds
+            while time.perf_counter() < until:
+                application.processEvents()
+                time.sleep(0.0005)
+            timer.stop()
+            found = 1000 * np.percentile(late, (50, 99, 100))
+            show(
+                window=what,
+                late_ms=dict(zip(("median", "p99", "most"), found.round(1), strict=True)),
+            )
+
+        settle = time.perf_counter() + 20
+        while time.perf_counter() < settle:
+            application.processEvents()
+            time.sleep(0.005)
+        spend("nothing runs")
+        opened = window.workbench.session
+        assert opened is not None
+        config = TrainingConfig(steps=2000, evaluate_every=10, device="cpu")
+        run = training.start(opened, config)
+        stepped: list[object] = []
+        opened.events.run_stepped.connect(stepped.append)
+        while len(stepped) < 2:
+            application.processEvents()
+            time.sleep(0.005)
+        spend("a run is shown")
+        training.stop_now(opened, run.id)
+        window.main.close()
+        application.processEvents()
+
+
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loop", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--window", action="store_true")
     parser.add_argument("--plain", choices=("nuclei", "kvasir", "camvid"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--steps", type=int, default=200)
@@ -386,6 +470,8 @@ def main() -> None:
         compare_loops(min(arguments.steps, 30), arguments.rounds)
     if arguments.quick:
         measure_quick()
+    if arguments.window:
+        measure_window(30.0)
     if arguments.plain:
         if arguments.data is None:
             parser.error("--plain needs --data")
