@@ -20,6 +20,7 @@ from segdesk.cli import (
     projects,
     refine,
     rounds,
+    settings,
     train,
     trust,
 )
@@ -34,7 +35,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (desktop, demo, projects, predict, refine, train, rounds, trust, models, doctor):
+for module in (
+    desktop,
+    demo,
+    projects,
+    predict,
+    refine,
+    train,
+    rounds,
+    settings,
+    trust,
+    models,
+    doctor,
+):
     module.register(app)
 
 

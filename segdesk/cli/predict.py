@@ -69,7 +69,9 @@ def predict(
         "(unless they are addresses), model and results under the same paths as this computer.",
     ),
     device: str | None = typer.Option(None, "--device", help="auto, cpu, cuda or mps."),
-    settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
+    settings: list[str] = typer.Option(
+        [], "--set", help="Any setting, as name=value: 'segdesk settings predict' lists them."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Report as JSON."),
 ) -> None:
     """Predict masks and uncertainty; what is done already is skipped."""

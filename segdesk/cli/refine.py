@@ -28,7 +28,9 @@ def register(app: typer.Typer) -> None:
 def refine(
     project: Path = typer.Argument(..., help="A project whose images were predicted."),
     images: list[str] = typer.Option([], "--image", help="Only this image; may be repeated."),
-    settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
+    settings: list[str] = typer.Option(
+        [], "--set", help="Any setting, as name=value: 'segdesk settings refine' lists them."
+    ),
     undo: bool = typer.Option(False, "--undo", help="Go back to what the model itself said."),
     as_json: bool = typer.Option(False, "--json", help="Report as JSON."),
 ) -> None:

@@ -51,7 +51,9 @@ def train(
     recipe: str | None = typer.Option(
         None, "--recipe", help="quick, standard, full, scratch, decoder or head."
     ),
-    settings: list[str] = typer.Option([], "--set", help="Any setting, as name=value."),
+    settings: list[str] = typer.Option(
+        [], "--set", help="Any setting, as name=value: 'segdesk settings train' lists them."
+    ),
     resume: str | None = typer.Option(
         None, "--resume", help="Let this run go on that was stopped or broke off."
     ),
