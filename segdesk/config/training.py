@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from segdesk.config.inference import Device
 from segdesk.config.knobs import Knobs
@@ -350,6 +351,13 @@ class TrainingConfig(Knobs):
         description="Steps between two looks at the validation images; the best is kept.",
         json_schema_extra={"unit": "steps"},
     )
+    same_classes: str = Field(
+        "",
+        title="Same classes",
+        description="Where the model calls a class of the project otherwise: the project's name, "
+        "=, the model's name; commas between. Its weights for that class are then taken over.",
+        json_schema_extra={"empty": "such as polyp=lesion, wall=edge"},
+    )
     weight_decay: float = Field(
         1e-4,
         ge=0,
@@ -395,6 +403,21 @@ class TrainingConfig(Knobs):
         title="Precision",
         description="auto: half precision on graphics cards, single on processors.",
     )
+
+    @field_validator("same_classes")
+    @classmethod
+    def _check_pairs(cls, text: str) -> str:
+        for pair in filter(None, (part.strip() for part in text.split(","))):
+            ours, sign, theirs = (part.strip() for part in pair.partition("="))
+            if not (ours and sign and theirs):
+                raise ValueError(f"{pair!r} is not a pair; write project's name = model's name")
+        return text
+
+    def named(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Return a model's class names as the project calls them (``same_classes``)."""
+        pairs = (part.partition("=") for part in self.same_classes.split(",") if part.strip())
+        ours = {theirs.strip(): name.strip() for name, _, theirs in pairs}
+        return tuple(ours.get(name, name) for name in classes)
 
     @property
     def total_steps(self) -> int:

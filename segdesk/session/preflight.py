@@ -249,7 +249,7 @@ def _check_model(scene: _Scene) -> None:
             f"The weights of {entry.name!r} ({weights}) are damaged ({error}); copy the model "
             "again.",
         )
-    ours, theirs = scene.store.classes.names, entry.card.classes
+    ours, theirs = scene.store.classes.names, scene.config.named(entry.card.classes)
     unknown = [name for name in ours[1:] if name not in theirs]
     lost = [name for name in theirs[1:] if name not in ours]
     if unknown:
@@ -265,8 +265,9 @@ def _check_model(scene: _Scene) -> None:
             FindingKind.CLASSES,
             Severity.WARN,
             f"{entry.name} knows {_list(lost)}, which this project does not have: the new model "
-            "will not know that any more, and images it learnt from are not repeated. Where it is "
-            "a class of yours under another name, make the project with that name.",
+            "will not know that any more, and images it learnt from are not repeated. Is it a "
+            "class of yours under another name? Say so in Same classes "
+            f'(--set same_classes="{ours[-1]}={lost[0]}").',
         )
 
 
@@ -324,7 +325,7 @@ def _repeated_classes(scene: _Scene) -> set[str]:
     """Return the classes in images that the model carries along and the run repeats."""
     if scene.entry is None or not scene.config.replay:
         return set()
-    theirs, ours = scene.entry.card.classes, scene.store.classes.names
+    theirs, ours = scene.config.named(scene.entry.card.classes), scene.store.classes.names
     folder = scene.entry.folder / REHEARSAL / "labels"
     if not folder.is_dir() or not set(theirs) <= set(ours):
         return set()

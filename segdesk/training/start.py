@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,6 +75,8 @@ def load_start(
             )
         return Start(None, _new_network(manifest, say, progress))
     base = load_model(manifest.base_folder)
+    named = base.card.model_copy(update={"classes": config.named(base.card.classes)})
+    base = replace(base, card=named)
     card = base.card.model_copy(
         update={
             "name": manifest.new_model,

@@ -259,6 +259,25 @@ def test_a_new_class_can_be_taught(tmp_path: Path, train: Train, make_model: Mak
         assert model.network(torch.zeros(1, 1, 32, 32)).shape[1] == 3
 
 
+def test_a_class_may_have_another_name_in_the_project(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    """Said so, the model is the same one under other names: judged before, and its maps kept."""
+    base = make_model(tmp_path / "m", head="C")
+    names = {"classes": ("background", "cell"), "steps": 1, "learning_rate": 1e-12}
+    strange = train("a", base, **names)
+    assert strange.end.result["before"]["dice"] is None
+    said = train("b", base, same_classes="cell = nucleus", **names)
+    assert said.end.result["before"]["dice"] is not None
+    before, after = load_file(base / "weights.safetensors"), said.weights()
+    assert torch.allclose(
+        before["head.branches.0.output.maps.1.weight"],
+        after["head.branches.0.output.maps.1.weight"],
+        atol=1e-6,
+    )
+    assert load_model(said.folder / "model").card.classes == ("background", "cell")
+
+
 @pytest.mark.parametrize("size", [17, 33])
 def test_images_smaller_than_a_crop_are_fine(
     tmp_path: Path, train: Train, make_model: MakeModel, size: int

@@ -58,6 +58,7 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "blur": 0.15,
         "noise": 0.45,
         "corrected_weight": 2.5,
+        "same_classes": "polyp=lesion",
         "evaluate_every": 7,
         "weight_decay": 2e-6,
         "averaging": 0.5,
