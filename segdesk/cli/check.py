@@ -59,6 +59,7 @@ def check_first(
     InputError
         The run would fail; the first reason.
     """
+    _require_settings(store, config, model, new)  # known before a file is read
     with meter("Looking") as progress:
         findings = _examine(store, config, model, new, progress)
     stops = _stops(findings)
@@ -93,19 +94,25 @@ def _examine(
     progress: Meter,
 ) -> list[Finding]:
     """Look at the project, and at the settings, which takes torch."""
-    from segdesk.training.settings import require_settings
-
     findings = examine(store, config, model, new, progress)
     try:
-        if new is not None:
-            require_settings(config, new.architecture, None)
-        else:
-            card = find_start(store, model).card
-            require_settings(config, card.architecture, card)
+        _require_settings(store, config, model, new)
     except InputError as error:
         if not any(finding.text == error.message for finding in findings):
             findings.insert(0, Finding(FindingKind.SETTINGS, Severity.STOP, error.message))
     return findings
+
+
+def _require_settings(
+    store: ProjectStore, config: TrainingConfig, model: str | None, new: NewModel | None
+) -> None:
+    from segdesk.training.settings import require_settings
+
+    if new is not None:
+        require_settings(config, new.architecture, None, new.config.encoder_weights)
+    else:
+        card = find_start(store, model).card
+        require_settings(config, card.architecture, card)
 
 
 def _stops(findings: Sequence[Finding]) -> list[Finding]:

@@ -151,6 +151,18 @@ def _download(encoder: nn.Module, name: str | None, progress: Progress) -> tuple
 # Reading ----------------------------------------------------------------------
 
 
+def require_source(source: str) -> None:
+    """Refuse a file with an encoder's weights that is not there (InputError)."""
+    if source.strip().lower() in ("", DOWNLOAD):
+        return
+    path = Path(source.strip()).expanduser().absolute()
+    if not path.is_file() and not (path / WEIGHTS).is_file():
+        raise InputError(
+            f"There is no file {path} to take the encoder's weights from; give one that exists, "
+            f"or {DOWNLOAD!r}, or nothing to start from random weights."
+        )
+
+
 def _read(path: Path) -> Tensors:
     """Return the tensors of a file by name.
 
@@ -161,11 +173,7 @@ def _read(path: Path) -> Tensors:
     """
     if path.is_dir():
         path = path / WEIGHTS
-    if not path.is_file():
-        raise InputError(
-            f"There is no file {path} to take the encoder's weights from; give one that exists, "
-            f"or {DOWNLOAD!r}, or nothing to start from random weights."
-        )
+    require_source(str(path))
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)

@@ -8,18 +8,26 @@ from segdesk.config.training import Mixed, Recipe, TrainingConfig
 from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError
 from segdesk.nn.device import pick_device
+from segdesk.nn.pretrained import require_source
 from segdesk.nn.registry import build_network, find_architecture
 from segdesk.nn.segmenter import Segmenter
 from segdesk.nn.spec import ModelSpec
 
 
-def require_settings(config: TrainingConfig, architecture: str, card: ModelCard | None) -> None:
+def require_settings(
+    config: TrainingConfig,
+    architecture: str,
+    card: ModelCard | None,
+    encoder_weights: str = "",
+) -> None:
     """Refuse what a run would refuse at its start.
 
     Parameters
     ----------
     card
         Of the trained model it starts from; None for an untrained one.
+    encoder_weights
+        Where an untrained one takes its encoder's weights from: a file, ``download`` or nowhere.
 
     Raises
     ------
@@ -32,6 +40,7 @@ def require_settings(config: TrainingConfig, architecture: str, card: ModelCard 
         raise InputError("A processor cannot learn in float16; choose bfloat16, single or auto.")
     spec = find_architecture(architecture)
     require_crop(spec, config.crop_size)
+    require_source(encoder_weights)
     if config.recipe is not Recipe.QUICK:
         return
     if card is None:
