@@ -32,7 +32,7 @@ MOST_OLD_PIXELS = 1_000_000
 #: What all kept features of a project may take on disk, in bytes; the oldest go first.
 MOST_BYTES = 2 * 2**30
 #: Side of what a step learns from, in pixels, cut from the features of a crop.
-PATCH = 112
+PATCH = 80
 
 Progress = Callable[[int, int, str], None]
 
