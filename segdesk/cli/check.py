@@ -61,7 +61,7 @@ def check_first(
     """
     _require_settings(store, config, model, new)  # known before a file is read
     with meter("Looking") as progress:
-        findings = _examine(store, config, model, new, progress)
+        findings = examine(store, config, model, new, progress)
     stops = _stops(findings)
     if not as_json:
         # The first reason is what the command ends with.

@@ -58,10 +58,14 @@ def process_of(folder: Path) -> psutil.Process | None:
 def end_of(folder: Path) -> Finished | None:
     """Return the terminal event in a run's journal, if it has come to its end."""
     last = None
-    with suppress(OSError):
-        for event in _events((folder / EVENTS).read_text("utf-8").splitlines()):
-            last = event
+    for event in read_events(folder):
+        last = event
     return last if isinstance(last, Finished) else None
+
+
+def read_events(folder: Path) -> Iterator[AnyEvent]:
+    """Yield what a run's journal says, in order; nothing where there is none."""
+    return _events(new_lines(folder / EVENTS, 0)[1])
 
 
 def _events(lines: list[str]) -> Iterator[AnyEvent]:

@@ -83,6 +83,22 @@ class QuickHead(nn.Module):
         return maps
 
 
+def require_quick(network: nn.Module, name: str) -> Segmenter:
+    """Return a network that takes a quick head.
+
+    Raises
+    ------
+    InputError
+        It, called ``name``, does not put encoder, decoder and head in a row.
+    """
+    if isinstance(network, Segmenter) and network.takes_quick_head:
+        return network
+    raise InputError(
+        f"The recipe quick does not work with {name}, which does more than encoder, decoder and "
+        "head in a row; choose the recipe head."
+    )
+
+
 def add_quick_head(network: nn.Module, card: ModelCard, spec: ModelSpec) -> None:
     """Give a network an untrained quick head, in place, unless it has one.
 
@@ -91,11 +107,7 @@ def add_quick_head(network: nn.Module, card: ModelCard, spec: ModelSpec) -> None
     InputError
         The architecture does not put encoder, decoder and head in a row.
     """
-    if not isinstance(network, Segmenter) or not network.takes_quick_head:
-        raise InputError(
-            f"The recipe quick does not work with {card.architecture}, which does more than "
-            "encoder, decoder and head in a row; choose the recipe head."
-        )
+    network = require_quick(network, card.architecture)
     if network.quick is not None:
         return
     was_training = network.training

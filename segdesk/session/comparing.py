@@ -129,13 +129,19 @@ def find_changes(truth: Labels, supervision: Labels, first: Labels, second: Labe
     first, second
         uint8 label values of the two models, all of the same shape.
     """
-    known = (supervision != Supervision.UNSEEN) & (truth != UNLABELLED)
+    known = _is_known(truth, supervision)
     was_right, is_right = first == truth, second == truth
     changes = np.zeros(truth.shape, np.uint8)
     changes[known & ~was_right & is_right] = Change.FIXED
     changes[known & was_right & ~is_right] = Change.BROKEN
     changes[known & ~was_right & ~is_right] = Change.STILL_WRONG
     return changes
+
+
+def _is_known(truth: Labels, supervision: Labels) -> npt.NDArray[np.bool_]:
+    """Return where a person has corrected or accepted a label."""
+    known: npt.NDArray[np.bool_] = (supervision != Supervision.UNSEEN) & (truth != UNLABELLED)
+    return known
 
 
 def compare(store: ProjectStore, first: str, second: str, sample_id: str) -> Comparison:
@@ -270,7 +276,7 @@ def _compare(store: ProjectStore, sample: Sample, both: _Both) -> Comparison:
     else:
         truth, supervision = annotation.labels, annotation.supervision
     changes = find_changes(truth, supervision, first, second)
-    known = (supervision != Supervision.UNSEEN) & (truth != UNLABELLED)
+    known = _is_known(truth, supervision)
     counts = np.bincount(changes.ravel(), minlength=len(Change))
     row = ComparedImage(
         sample=sample.id,

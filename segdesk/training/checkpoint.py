@@ -43,8 +43,17 @@ def load_state(path: Path) -> dict[str, Any]:
     InputError
         The file is damaged.
     """
+    return _load(path)
+
+
+def checkpoint_step(path: Path) -> int:
+    """Return after how many steps a checkpoint was taken, without reading its tensors."""
+    return int(_load(path, mmap=True)["step"])
+
+
+def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, ValueError, OSError, EOFError, KeyError, UnpicklingError) as error:
         raise InputError(
             f"The checkpoint {path.name} is damaged ({type(error).__name__}), so the run cannot go "

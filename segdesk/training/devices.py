@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segdesk.config.training import Mixed, TrainingConfig
 from segdesk.core.errors import InputError
 from segdesk.nn.device import pick_device
+from segdesk.training.settings import training_precision
 
 _FABRIC_PRECISION = {
     Mixed.SINGLE: "32-true",
@@ -45,7 +46,7 @@ class Team:
         if self._is_many:
             # Not every output of every network is in every loss.
             strategy = DDPStrategy(find_unused_parameters=True)
-        precision: Any = _FABRIC_PRECISION[_precision(config.precision, device)]
+        precision: Any = _FABRIC_PRECISION[training_precision(config.precision, device)]
         self._fabric = Fabric(
             accelerator=device.type,
             devices=config.devices,
@@ -108,11 +109,3 @@ class Team:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on with a scaler's state."""
         self._fabric.strategy.precision.load_state_dict(state)
-
-
-def _precision(wanted: Mixed, device: torch.device) -> Mixed:
-    if wanted is Mixed.AUTO:
-        return Mixed.FLOAT16 if device.type == "cuda" else Mixed.SINGLE
-    if wanted is Mixed.FLOAT16 and device.type == "cpu":
-        raise InputError("A processor cannot learn in float16; choose bfloat16, single or auto.")
-    return wanted

@@ -40,19 +40,21 @@ class Judge:
         progress: Callable[[int, int], None] = lambda done, total: None,
         *,
         instances: bool = False,
+        seen: Callable[[Item, npt.NDArray[np.uint8]], None] = lambda item, labels: None,
     ) -> dict[str, Any]:
         """Return the scores of a model (see :func:`segdesk.training.metrics.summarize`).
 
         With ``instances``, ``objects`` holds what
         :meth:`segdesk.training.instances.ObjectScores.summary` returns; planes of a
-        stack are images of their own there.
+        stack are images of their own there. ``seen`` is called with every plane and the
+        labels found in it, uint8 (Y, X).
         """
         matrices: dict[str, npt.NDArray[np.int64]] = {}
         objects = ObjectScores(self.classes)
         for done, item in enumerate(self.items):
             progress(done, len(self.items))
-            plane = standardize(item.image, self.normalization)
-            predicted = predictor.predict_plane(plane, config, token).argmax(0).astype(np.uint8)
+            predicted = predict_item(item, predictor, self.normalization, config, token)
+            seen(item, predicted)
             matrix = confusion(item.labels, predicted, len(self.classes), item.weights > 0)
             matrices[item.name] = matrices.get(item.name, 0) + matrix
             if instances:
@@ -60,3 +62,17 @@ class Judge:
         progress(len(self.items), len(self.items))
         scores = summarize(list(matrices.values()), self.classes, list(matrices))
         return {**scores, "objects": objects.summary()} if instances else scores
+
+
+def predict_item(
+    item: Item,
+    predictor: Predictor,
+    normalization: Normalization,
+    config: InferenceConfig,
+    token: CancelToken | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Return the labels that a model finds in a plane, uint8 (Y, X)."""
+    plane = standardize(item.image, normalization)
+    maps = predictor.predict_plane(plane, config, token)
+    labels: npt.NDArray[np.uint8] = maps.argmax(0).astype(np.uint8)
+    return labels

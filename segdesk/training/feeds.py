@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from segdesk.config.training import Augmentation, TrainingConfig
 from segdesk.core.card import Normalization
 from segdesk.nn.losses import Loss
+from segdesk.nn.weights import LoadedModel
 from segdesk.training.augment import Augmenter
 from segdesk.training.dataset import Batch, CropSampler
 
@@ -84,6 +86,19 @@ class CropFeed:
         self._how = normalization
         self._device = device
         self._needs_labels = needs_labels
+
+    @classmethod
+    def of(
+        cls,
+        model: LoadedModel,
+        device: torch.device,
+        sampler: CropSampler,
+        config: TrainingConfig,
+    ) -> CropFeed:
+        """Feed a model with crops, varied as ``config`` says."""
+        augment = None if config.augment is Augmentation.NONE else Augmenter(config)
+        how, needs_labels = model.card.normalization, model.spec.needs_labels
+        return cls(sampler, augment, how, device, needs_labels=needs_labels)
 
     def draw(self) -> Batch:
         """Return the next batch."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,16 +20,20 @@ from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.manifest import ManifestSample, RunManifest
 from segdesk.core.round import Round, RoundCheck, RoundInput, RoundOrigin, RoundPlatform
 from segdesk.core.run import RunState
-from segdesk.core.verdict import judge
+from segdesk.core.verdict import Verdict, judge
 from segdesk.io.packages import REHEARSAL, hash_weights
 from segdesk.io.rounds import ROUND, write_round
 from segdesk.io.sources import hash_source
-from segdesk.jobs.following import EVENTS
-from segdesk.jobs.messages import AnyEvent, Finished, Said
+from segdesk.jobs.child import is_first_process
+from segdesk.jobs.following import read_events
+from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Said, Stepped
 from segdesk.nn.device import pick_device
 
 #: Where the last weights of a run that made no model may lie, the best first.
 KEPT = ("checkpoints/best.safetensors", "checkpoints/last.safetensors")
+
+
+E = TypeVar("E", Stepped, Evaluated)
 
 
 class Ledger:
@@ -66,14 +68,16 @@ class Ledger:
             return finished
         stock = self._stock.result()
         self._hashing.shutdown()
+        is_done = finished.state is RunState.COMPLETED
+        before, after = finished.result.get("before"), finished.result.get("after")
+        verdict = judge(before, after) if is_done else None
         try:
-            write_round(self._folder, self._compile(finished, stock))
+            write_round(self._folder, self._compile(finished, stock, verdict))
         except (SegDeskError, OSError) as error:
             reason = error.message if isinstance(error, SegDeskError) else str(error)
             tell(Said(job=self._manifest.run, text=f"This round is not in the ledger: {reason}"))
-        if finished.state is not RunState.COMPLETED:
+        if verdict is None:
             return finished
-        verdict = judge(finished.result.get("before"), finished.result.get("after"))
         result = {
             **finished.result,
             "verdict": str(verdict.judgement),
@@ -83,13 +87,17 @@ class Ledger:
         }
         return finished.model_copy(update={"result": result})
 
-    def _compile(self, finished: Finished, stock: Stock) -> Round:
+    def _compile(self, finished: Finished, stock: Stock, verdict: Verdict | None) -> Round:
         folder, manifest, config = self._folder, self._manifest, self._config
-        steps, checks = _read_journal(folder / EVENTS)
+        events = list(read_events(folder))
+        # Where the journal could not be cut, a run that went on stands there twice from its
+        # checkpoint on; what counts is the second time.
+        steps = _by_step(event for event in events if isinstance(event, Stepped))
+        checks = _by_step(event for event in events if isinstance(event, Evaluated))
         is_done = finished.state is RunState.COMPLETED
-        before = finished.result.get("before") or (checks[0]["scores"] if 0 in checks else None)
+        first = next((check.scores for check in checks if check.step == 0), None)
+        before = finished.result.get("before") or first
         after = finished.result.get("after") if is_done else None
-        verdict = judge(before, after) if is_done else None
         return Round(
             run=manifest.run,
             state=finished.state,
@@ -103,10 +111,10 @@ class Ledger:
             platform=this_platform(config),
             started=self._started,
             ended=_now(),
-            steps=tuple(steps),
-            losses=tuple(event["loss"] for event in steps.values()),
-            learning_rates=tuple(event["learning_rate"] for event in steps.values()),
-            checks=tuple(_check(event) for event in checks.values()),
+            steps=tuple(event.step for event in steps),
+            losses=tuple(event.loss for event in steps),
+            learning_rates=tuple(event.learning_rate for event in steps),
+            checks=tuple(_check(event) for event in checks),
             before=before,
             after=after,
             difference=verdict.difference if verdict else None,
@@ -129,11 +137,6 @@ class Stock:
 def take_stock(manifest: RunManifest) -> Stock:
     """Hash what a run is given. A file that cannot be read has no hash and is no error here."""
     return Stock(tuple(_input(sample) for sample in manifest.samples), _origin(manifest))
-
-
-def is_first_process() -> bool:
-    """Whether this is not one of the further processes of a run on several devices."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 def this_platform(config: TrainingConfig) -> RoundPlatform:
@@ -190,36 +193,21 @@ def _hash(path: Path | None) -> str:
     return ""
 
 
-def _read_journal(file: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
-    """Return the events of steps and of checks, by step.
-
-    A run that was resumed made some steps twice; what counts is the second time.
-    """
-    found: dict[str, dict[int, dict[str, Any]]] = {"step": {}, "evaluated": {}}
-    for event in _lines(file):
-        if event.get("event") in found:
-            found[event["event"]][event["step"]] = event
-    return dict(sorted(found["step"].items())), dict(sorted(found["evaluated"].items()))
+def _by_step(events: Iterable[E]) -> list[E]:
+    """Return the last event of each step, in the order of the steps."""
+    last = {event.step: event for event in events}
+    return [last[step] for step in sorted(last)]
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.is_file():
-        return
-    for line in file.read_text("utf-8", "replace").splitlines():
-        # A full disk or a kill may have cut a line short.
-        with suppress(json.JSONDecodeError):
-            yield json.loads(line)
-
-
-def _check(event: dict[str, Any]) -> RoundCheck:
-    scores = event["scores"]
+def _check(event: Evaluated) -> RoundCheck:
+    scores = event.scores
     return RoundCheck(
-        step=event["step"],
+        step=event.step,
         dice=scores.get("dice"),
         iou=scores.get("iou"),
         remembered_dice=(scores.get("remembered") or {}).get("dice"),
         class_dice={name: one["dice"] for name, one in scores.get("per_class", {}).items()},
-        is_best=event["is_best"],
+        is_best=event.is_best,
     )
 
 

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
-from segdesk.config.training import Augmentation, ClassWeights, Recipe, TrainingConfig
+from segdesk.config.training import ClassWeights, Recipe, TrainingConfig
 from segdesk.core.card import ModelCard, TrainingData
 from segdesk.core.errors import CanceledError, SegDeskError
 from segdesk.core.manifest import CHECKPOINT, RunManifest
 from segdesk.core.sample import Split
-from segdesk.inference.normalize import standardize
 from segdesk.inference.predictor import Predictor
 from segdesk.io.packages import REHEARSAL
 from segdesk.jobs.control import RunControl
@@ -38,7 +37,6 @@ from segdesk.jobs.messages import (
 from segdesk.nn.device import is_out_of_memory, place
 from segdesk.nn.losses import Loss, make_loss, median_frequency
 from segdesk.nn.weights import save_model, seed_everything
-from segdesk.training.augment import Augmenter
 from segdesk.training.checkpoint import (
     load_state,
     random_state,
@@ -49,7 +47,7 @@ from segdesk.training.checkpoint import (
 )
 from segdesk.training.dataset import CropSampler, Item
 from segdesk.training.devices import Team
-from segdesk.training.evaluate import Judge
+from segdesk.training.evaluate import Judge, predict_item
 from segdesk.training.feeds import CropFeed, Feed, few_threads
 from segdesk.training.metrics import confusion
 from segdesk.training.optimizing import WeightAverage, make_optimizer, set_training_mode
@@ -60,6 +58,8 @@ from segdesk.training.start import RunData, load_data, load_start
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    Labels = npt.NDArray[np.uint8]
 
 #: A checkpoint is written at every check, and so often at least while checks are far apart.
 CHECKPOINT_SECONDS = 30.0
@@ -150,34 +150,22 @@ class FineTuning:
     # What goes in --------------------------------------------------------------
 
     def _make_feed(self) -> Feed:
-        data, config, spec = self._data, self._config, self._model.spec
+        data, config = self._data, self._config
         if config.recipe is Recipe.QUICK:
             cache = self._manifest.features or self._folder / "features"
             return feature_feed(
                 self._model, self._team.device, data, config, self._generator, cache, self._progress
             )
+        require_crop(self._model.spec, config.crop_size)
         sampler = CropSampler(
             data.train,
             data.rehearsal,
             batch_size=self._team.share_of(config.batch_size),
-            crop_size=self._crop_size(),
+            crop_size=config.crop_size,
             replay=config.replay,
             generator=self._generator,
         )
-        augment = None if config.augment is Augmentation.NONE else Augmenter(config)
-        return CropFeed(
-            sampler,
-            augment,
-            self._model.card.normalization,
-            self._team.device,
-            needs_labels=spec.needs_labels,
-        )
-
-    def _crop_size(self) -> int:
-        """Return the side of the crops, which must suit the architecture."""
-        size = self._config.crop_size
-        require_crop(self._model.spec, size)
-        return size
+        return CropFeed.of(self._model, self._team.device, sampler, config)
 
     def _make_loss(self) -> Loss:
         if self._config.class_weights is ClassWeights.NONE:
@@ -353,13 +341,16 @@ class FineTuning:
 
     # What comes out ------------------------------------------------------------
 
-    def _judge(self, data: RunData) -> dict[str, Any]:
+    def _judge(
+        self, data: RunData, seen: Callable[[Item, Labels], None] = lambda item, labels: None
+    ) -> dict[str, Any]:
         card = self._model.card
         self._network.eval()
         scores = []
         for items in (data.validation, data.remembered):
             judge = Judge(tuple(items), card.classes, card.normalization)
-            scores.append(judge.score(self._predictor, InferenceConfig(), self._control))
+            config = InferenceConfig()
+            scores.append(judge.score(self._predictor, config, self._control, seen=seen))
         return {**scores[0], "remembered": scores[1]}
 
     def _judge_and_keep(self, step: int) -> None:
@@ -368,8 +359,7 @@ class FineTuning:
             with self._average.lent(self._network):
                 if not self._model.spec.needs_labels:
                     self._name_maps()
-                scores = self._judge(self._data)
-                self._preview(step)
+                scores = self._judge_and_draw(step)
                 weights = snapshot(self._network)
         except CanceledError:
             self._leave_if_canceled(step, is_judged=False)
@@ -386,24 +376,30 @@ class FineTuning:
                 path = self._folder / "checkpoints" / "best.safetensors"
                 save_checkpoint(path, weights, step)
 
+    def _judge_and_draw(self, step: int) -> dict[str, Any]:
+        """Judge, and draw what the model makes of the first image, those held back first."""
+        drawn = [*self._data.validation, *self._data.train][0]
+        found: list[Labels] = []
+
+        def seen(item: Item, labels: Labels) -> None:
+            if item is drawn:
+                found.append(labels)
+
+        scores = self._judge(self._data, seen)
+        labels = found[0] if found else self._predict(drawn)
+        path = self._folder / "preview" / f"{step:06d}.png"
+        if self._team.is_first:
+            write_preview(path, drawn.image, labels, self._model.card.colors)
+        self._tell(Previewed(job=self._manifest.run, step=step, sample=drawn.name, picture=path))
+        return scores
+
     def _is_patience_out(self) -> bool:
         patience = self._config.patience
         return 0 < patience <= self._worse and self._data.validation != []
 
-    def _preview(self, step: int) -> None:
-        """Draw what the model makes of the first image, those held back before others."""
-        item = next(iter([*self._data.validation, *self._data.train]))
-        labels = self._predict(item)
-        path = self._folder / "preview" / f"{step:06d}.png"
-        if self._team.is_first:
-            write_preview(path, item.image, labels, self._model.card.colors)
-        self._tell(Previewed(job=self._manifest.run, step=step, sample=item.name, picture=path))
-
-    def _predict(self, item: Item) -> npt.NDArray[np.uint8]:
-        plane = standardize(item.image, self._model.card.normalization)
-        maps = self._predictor.predict_plane(plane, InferenceConfig(), self._control)
-        labels: npt.NDArray[np.uint8] = maps.argmax(0).astype(np.uint8)
-        return labels
+    def _predict(self, item: Item) -> Labels:
+        how = self._model.card.normalization
+        return predict_item(item, self._predictor, how, InferenceConfig(), self._control)
 
     def _name_maps(self) -> None:
         """Give the maps of a network that learnt without labels the names people use.

@@ -32,7 +32,13 @@ from segdesk.training.dataset import CropSampler, Item, pixel_weights, stack
 from segdesk.training.feeds import CropFeed, Feed, few_threads
 from segdesk.training.optimizing import make_optimizer, set_training_mode
 from segdesk.training.preview import colour_image, with_labels, write_png
-from segdesk.training.quick import MOST_OLD_PIXELS, MOST_PIXELS, feature_feed, keep_features
+from segdesk.training.quick import (
+    MOST_OLD_PIXELS,
+    MOST_PIXELS,
+    FeatureStore,
+    feature_feed,
+    keep_features,
+)
 from segdesk.training.start import KEEP_BACK, RunData, Start, load_known, load_start
 
 EXAMPLES = 8
@@ -90,7 +96,9 @@ def _prepare_features(order: EstimateOrder, cache: Path, token: CancelToken) -> 
     repeated, _ = load_known(_manifest(order), start, lambda text: None)
     device = pick_device(order.config.device).device
     place(start.model.network, device)
-    keep_features(start.model, device, repeated, MOST_OLD_PIXELS, cache, check)
+    store = FeatureStore(cache, start.model, device)
+    keep_features(store, repeated, MOST_OLD_PIXELS, check)
+    store.prune()
 
 
 def _start(order: EstimateOrder, recipe: Recipe) -> Start:
@@ -131,13 +139,7 @@ def _time_full(order: EstimateOrder, token: CancelToken) -> tuple[float, int]:
     sampler = CropSampler(
         [item], [], batch_size=config.batch_size, crop_size=side, replay=0, generator=generator
     )
-    feed = CropFeed(
-        sampler,
-        None if config.augment is Augmentation.NONE else Augmenter(config),
-        start.model.card.normalization,
-        device,
-        needs_labels=start.model.spec.needs_labels,
-    )
+    feed = CropFeed.of(start.model, device, sampler, config)
     peak = _Peak(device)
     seconds = _step_seconds(network, optimizer, feed, config, peak, token)
     judging = _judge_seconds(network, item, config, order, token)

@@ -171,31 +171,26 @@ def feature_feed(
     The quick head's standardisation is measured on them, unless it has learnt already.
     """
     head: Any = model.network.get_submodule("quick")
+    store = FeatureStore(cache, model, device)
     pools = [
-        keep_features(model, device, items, most, cache, progress)
+        keep_features(store, items, most, progress)
         for items, most in ((data.train, MOST_PIXELS), (data.rehearsal, MOST_OLD_PIXELS))
     ]
+    store.prune()
     if all(bool((norm.running_mean == 0).all()) for norm in head.norms):
         head.measure([crop.levels for pool in pools for crop in pool])
     return FeatureFeed(pools[0], pools[1], config, model.spec.stride, generator)
 
 
 def keep_features(
-    model: LoadedModel,
-    device: torch.device,
-    items: Sequence[Item],
-    most: int,
-    cache: Path,
-    progress: Progress,
+    store: FeatureStore, items: Sequence[Item], most: int, progress: Progress
 ) -> list[Features]:
     """Compute or find the features of images, at most about ``most`` pixels of them."""
-    store = FeatureStore(cache, model, device)
-    crops = list(_spread(items, model.spec.stride, most))
+    crops = list(_spread(items, store.stride, most))
     found = []
     for done, (crop, name) in enumerate(crops):
         progress(done, len(crops), "Computing features")
         found.append(store.features(crop, name))
-    store.prune()
     return found
 
 
@@ -245,6 +240,8 @@ class FeatureStore:
         self._how = model.card.normalization
         self._device = device
         self._model = _fingerprint(model)
+        #: Sides of crops are multiples of this, in pixels.
+        self.stride = model.spec.stride
 
     def features(self, crop: Item, name: str) -> Features:
         """Return the features of a crop called ``name``, from disk where they are there."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from segdesk.config.training import TrainingConfig
 from segdesk.core.errors import CanceledError, InputError, SegDeskError
@@ -17,9 +15,9 @@ from segdesk.core.run import RunState
 from segdesk.io.atomic import atomic_write_bytes
 from segdesk.jobs.child import is_first_process
 from segdesk.jobs.control import RunControl
-from segdesk.jobs.following import EVENTS, new_lines, sign_in
+from segdesk.jobs.following import EVENTS, read_events, sign_in
 from segdesk.jobs.messages import AnyEvent, Finished
-from segdesk.training.checkpoint import load_state
+from segdesk.training.checkpoint import checkpoint_step
 from segdesk.training.ledger import Ledger
 from segdesk.training.loop import FineTuning
 
@@ -55,13 +53,12 @@ def _cut_journal(folder: Path) -> None:
     path, state = folder / EVENTS, folder / CHECKPOINT
     if not path.is_file():
         return
-    last = int(load_state(state)["step"]) if state.is_file() else -1
-    kept = []
-    for line in new_lines(path, 0)[1]:
-        with suppress(ValueError):
-            event: dict[str, Any] = json.loads(line)
-            if event.get("event") != "finished" and event.get("step", 0) <= last:
-                kept.append(line)
+    last = checkpoint_step(state) if state.is_file() else -1
+    kept = [
+        event.model_dump_json()
+        for event in read_events(folder)
+        if not isinstance(event, Finished) and getattr(event, "step", 0) <= last
+    ]
     atomic_write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
 
 

@@ -9,9 +9,14 @@ from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError
 from segdesk.nn.device import pick_device
 from segdesk.nn.pretrained import require_source
+from segdesk.nn.quick import require_quick
 from segdesk.nn.registry import build_network, find_architecture
-from segdesk.nn.segmenter import Segmenter
 from segdesk.nn.spec import ModelSpec
+
+QUICK_NEEDS_A_MODEL = (
+    "The recipe quick keeps what a model has learnt, and a new one has learnt nothing yet; train "
+    "it with the recipe full."
+)
 
 
 def require_settings(
@@ -35,26 +40,26 @@ def require_settings(
         A device that is not there, crops of a size the architecture does not take, or a
         recipe that does not go with the model.
     """
-    device = pick_device(config.device).device
-    if config.precision is Mixed.FLOAT16 and device.type == "cpu":
-        raise InputError("A processor cannot learn in float16; choose bfloat16, single or auto.")
+    training_precision(config.precision, pick_device(config.device).device)
     spec = find_architecture(architecture)
     require_crop(spec, config.crop_size)
     require_source(encoder_weights)
     if config.recipe is not Recipe.QUICK:
         return
     if card is None:
-        raise InputError(
-            "The recipe quick keeps what a model has learnt, and a new one has learnt nothing "
-            "yet; train it with the recipe full."
-        )
+        raise InputError(QUICK_NEEDS_A_MODEL)
     with torch.device("meta"):
         network = build_network(card)
-    if not isinstance(network, Segmenter) or not network.takes_quick_head:
-        raise InputError(
-            f"The recipe quick does not work with {spec.title}, which does more than encoder, "
-            "decoder and head in a row; choose the recipe head."
-        )
+    require_quick(network, spec.title)
+
+
+def training_precision(wanted: Mixed, device: torch.device) -> Mixed:
+    """Return what a device learns in; ``auto`` is settled (InputError where it cannot)."""
+    if wanted is Mixed.AUTO:
+        return Mixed.FLOAT16 if device.type == "cuda" else Mixed.SINGLE
+    if wanted is Mixed.FLOAT16 and device.type == "cpu":
+        raise InputError("A processor cannot learn in float16; choose bfloat16, single or auto.")
+    return wanted
 
 
 def require_crop(spec: ModelSpec, size: int) -> None:

@@ -18,6 +18,7 @@ from segdesk.nn.quick import add_quick_head
 from segdesk.nn.registry import build_network, find_architecture, resolve_options
 from segdesk.nn.weights import LoadedModel, adapt_outputs, load_model
 from segdesk.training.dataset import Item, load_rehearsal, load_sample
+from segdesk.training.settings import QUICK_NEEDS_A_MODEL
 
 #: Every n-th rehearsal image is kept back to see what is still remembered.
 KEEP_BACK = 4
@@ -69,10 +70,7 @@ def load_start(
     """
     if manifest.base_folder is None:
         if config.recipe is Recipe.QUICK:
-            raise InputError(
-                "The recipe quick keeps what a model has learnt, and a new one has learnt nothing "
-                "yet; train it with the recipe full."
-            )
+            raise InputError(QUICK_NEEDS_A_MODEL)
         return Start(None, _new_network(manifest, say, progress))
     base = load_model(manifest.base_folder)
     named = base.card.model_copy(update={"classes": config.named(base.card.classes)})

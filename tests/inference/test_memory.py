@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from little_memory import answer_of
 
 SCRIPT = """
 import json, resource, sys
@@ -37,16 +36,7 @@ print(json.dumps({"said": said, "apart": float(np.abs(free - tight).mean())}))
 
 def predict_in_little(folder: Path, *, tile: int, spare: int, side: int) -> dict[str, object]:
     """Predict with ``spare`` MiB more than the process has already."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), str(tile), str(spare), str(side)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    answer: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
+    return answer_of(SCRIPT, folder, tile, spare, side)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from little_memory import answer_of
 from segdesk.core.manifest import CHECKPOINT
 from segdesk.core.run import RunState
 from segdesk.jobs.control import RunControl
@@ -185,16 +186,7 @@ print(json.dumps({"said": said, "losses": losses, "state": end.state, "reason": 
 
 def train_in_little(folder: Path, spare: int) -> dict[str, Any]:
     """Do a run that gets ``spare`` MiB more than it has before the first step."""
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(folder), str(spare)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
+    return answer_of(LIMITED, folder, spare)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")

@@ -1,0 +1,26 @@
+"""Scripts in a process of their own, which may limit what memory it gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+
+def answer_of(script: str, *arguments: object) -> dict[str, Any]:
+    """Run a script and return the JSON object in the last line that it prints.
+
+    One thread and one arena of memory: what each takes would depend on their number.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
