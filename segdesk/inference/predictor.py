@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -98,8 +99,9 @@ class _Valid(nn.Module):
 class Predictor:
     """A loaded model on a device.
 
-    Runs short of memory without failing: it computes fewer tiles at once, then smaller
-    ones, then on the processor, and says so.
+    Computes several tiles at once, as many as memory allows: in one batch on a graphics
+    card, beside each other on a processor. Runs short of memory without failing: it
+    computes fewer tiles at once, then smaller ones, then on the processor, and says so.
 
     Parameters
     ----------
@@ -122,7 +124,9 @@ class Predictor:
         self._say = say
         self._network = place(model.network, device)
         self._sides = _sides_of([model.spec])
-        self._batch: int | None = None
+        #: Tiles at once, and the size of the tile that this was found with.
+        self._at_once = 1
+        self._found_with: tuple[int, int] | None = None
         self._most = 1 << 30
         self._precision = Precision.SINGLE
         #: What trials found, by what was asked for.
@@ -278,15 +282,17 @@ class Predictor:
     ) -> None:
         total = len(work.tiling.tiles)
         done = total - len(work.tiles)
+        if work.tiling.input_size != self._found_with:
+            self._at_once, self._found_with = 1, None
         batches = (self._load(work, tiles) for tiles in self._batches(work, view))
         with _one_ahead(batches) as (ahead, later):
-            for tiles, batch in ahead:
-                check()
-                progress(done, total)
-                maps = self._compute(batch, forward, work)
-                work.has_begun = True
-                later(work.take, tiles, maps)
-                done += len(tiles)
+            progress(done, total)
+            with closing(self._computed(ahead, forward, work, check)) as computed:
+                for tiles, maps in computed:
+                    work.has_begun = True
+                    later(work.take, tiles, maps)
+                    done += len(tiles)
+                    progress(done, total)
         progress(total, total)
 
     def _batches(self, work: _Work, view: Callable[[], Box | None]) -> Iterator[Sequence[Tile]]:
@@ -294,7 +300,7 @@ class Predictor:
         while waiting:
             if (box := view()) not in (None, last):
                 waiting, last = work.tiling.nearest_first(waiting, box), box
-            size = self._batch or 1
+            size = self._at_once if self._device.type == "cuda" else 1
             yield waiting[:size]
             waiting = waiting[size:]
 
@@ -302,20 +308,96 @@ class Predictor:
         # Channels last in memory already, as the network is given it.
         return tiles, torch.from_numpy(np.stack([work.read(t) for t in tiles])).permute(0, 3, 1, 2)
 
+    def _computed(
+        self,
+        batches: Iterator[tuple[Sequence[Tile], Tensor]],
+        forward: Forward,
+        work: _Work,
+        check: Callable[[], None],
+    ) -> Generator[tuple[Sequence[Tile], Tensor]]:
+        """Return batches with their maps, in order, so that sums come out the same each time.
+
+        The first is computed alone, on all threads: it is on screen soonest so, and it
+        tells how much memory a tile takes.
+        """
+        for tiles, batch in batches:
+            check()
+            yield tiles, self._compute(batch, forward, work)
+            if self._device.type == "cpu" and self._at_once > 1:
+                yield from self._beside(batches, forward, work, check)
+
+    def _beside(
+        self,
+        batches: Iterator[tuple[Sequence[Tile], Tensor]],
+        forward: Forward,
+        work: _Work,
+        check: Callable[[], None],
+    ) -> Iterator[tuple[Sequence[Tile], Tensor]]:
+        """Compute batches beside each other, each on a share of the processor's threads.
+
+        Ends before the last where memory runs out.
+        """
+        running: deque[tuple[Sequence[Tile], Tensor, Future[Tensor]]] = deque()
+
+        def oldest() -> tuple[Sequence[Tile], Tensor]:
+            tiles, batch, coming = running.popleft()
+            check()
+            try:
+                return tiles, coming.result()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._one_at_a_time()
+            wait([future for _, _, future in running])  # what they hold is free then
+            return tiles, self._compute(batch, forward, work)
+
+        with ExitStack() as stack:
+            try:
+                pool = stack.enter_context(_threads(self._at_once))
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._one_at_a_time()
+                return
+            stack.callback(lambda: [future.cancel() for _, _, future in running])
+            for tiles, batch in batches:
+                while len(running) > self._at_once:  # one waits, so that no thread does
+                    yield oldest()
+                check()
+                running.append((tiles, batch, pool.submit(self._forward, batch, forward)))
+                if self._at_once == 1:
+                    break
+            while running:
+                yield oldest()
+
+    def _one_at_a_time(self) -> None:
+        if self._at_once > 1:
+            self._at_once = 1
+            self._say("Memory ran out on the processor: one tile at a time from here on.")
+
     def _compute(self, batch: Tensor, forward: Forward, work: _Work) -> Tensor:
         """Run a batch; short of memory, go down the ladder until it fits."""
         while True:
             try:
-                with measured(self._device) as used:
-                    rest = torch.split(batch, self._batch or 1)
+                with self._measured(work):
+                    rest = torch.split(batch, self._at_once)
                     parts = [self._forward(part, forward) for part in rest]
-                if self._batch is None:
-                    self._batch = tiles_at_once(self._device, used.bytes)
                 return torch.cat(parts) if len(parts) > 1 else parts[0]
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
             self._climb_down(len(batch), work)
+
+    @contextmanager
+    def _measured(self, work: _Work) -> Iterator[None]:
+        """Find out how many tiles fit at once, the first time that one of this size is computed."""
+        if self._found_with is not None:
+            yield
+            return
+        with measured(self._device) as used:
+            yield
+        self._at_once = tiles_at_once(self._device, used.bytes)
+        self._found_with = work.tiling.input_size
 
     def _forward(self, batch: Tensor, forward: Forward) -> Tensor:
         placed = batch.to(self._device, memory_format=torch.channels_last, non_blocking=True)
@@ -327,10 +409,11 @@ class Predictor:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         where = device_words(self._device)
-        now = min(size, self._batch or 1)
+        self._found_with = work.tiling.input_size  # found by failing
+        now = min(size, self._at_once)
         if now > 1:
-            self._batch = now // 2
-            self._say(f"Memory ran out on {where}: {self._batch} tiles at once from here on.")
+            self._at_once = now // 2
+            self._say(f"Memory ran out on {where}: {self._at_once} tiles at once from here on.")
             return
         side = max(work.tiling.size)
         smaller = self._sides.down(side // 2)
@@ -339,7 +422,7 @@ class Predictor:
             self._say(f"Memory ran out on {where}: tiles of {smaller} pixels from here on.")
             raise _SmallerTiles
         if self._device.type != "cpu":
-            self._device, self._batch = torch.device("cpu"), 1
+            self._device, self._at_once = torch.device("cpu"), 1
             self._precision = Precision.SINGLE
             self._tried.clear()
             self._network = place(self._network, self._device)
@@ -411,6 +494,26 @@ class _Work:
         arrays = maps.cpu().numpy()
         for tile, array in zip(tiles, arrays, strict=True):
             self._blender.add(tile, array)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Make threads that share the processor, each with its part of OpenMP's threads."""
+    all_of_them = torch.get_num_threads()
+    share = max(1, all_of_them // count)
+    with ThreadPoolExecutor(
+        count, "segdesk-compute", initializer=lambda: torch.set_num_threads(share)
+    ) as pool:
+        all_there = threading.Barrier(count)
+        try:
+            wait([pool.submit(all_there.wait) for _ in range(count)])
+        except BaseException:  # there was no room for another thread
+            all_there.abort()
+            raise
+        finally:
+            # torch keeps a number for each thread, and one that threads to come begin with.
+            torch.set_num_threads(all_of_them)
+        yield pool
 
 
 @contextmanager

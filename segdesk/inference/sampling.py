@@ -18,6 +18,7 @@ where they contradict each other in all K classes.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -134,6 +135,9 @@ def margin_of_maps(maps: Tensor) -> Tensor:
     With two classes this is 1 - tanh(d / 2) for class maps that differ by d. Exact
     however sure the model is, see :func:`entropy_of_maps`; parameters as there.
     """
+    if maps.shape[1] == 2:  # the same in a sixth of the time: the usual case, on every tile
+        apart = maps[:, 0].float() - maps[:, 1].float()
+        return apart.abs_().neg_().sigmoid_().mul_(2)
     _, odds = _behind(maps)
     rest = odds.sum(1)
     return ((rest + odds.amax(1)) / (1 + rest)).clamp(0, 1)
@@ -264,8 +268,11 @@ def _dropping(layers: Sequence[nn.Module], generator: torch.Generator) -> Iterat
     Drawn on the processor by a generator of its own: torch's global one is left alone,
     and a seed means the same on every device.
     """
+    here = threading.get_ident()
 
     def drop(layer: nn.Module, _: object, x: Tensor) -> Tensor:
+        if threading.get_ident() != here:  # another tile, computed at the same time
+            return x
         assert isinstance(layer, DROPOUTS)
         keep = 1.0 - layer.p
         is_by_value = isinstance(layer, nn.Dropout)

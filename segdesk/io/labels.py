@@ -85,13 +85,17 @@ def read_plane(path: Path) -> npt.NDArray[Any]:
 
 def _write(path: Path, array: npt.NDArray[Any], metadata: dict[str, Any]) -> None:
     stream = io.BytesIO()
+    is_real = array.dtype.kind == "f"
     # tifffile puts the metadata into the image description as JSON.
     tifffile.imwrite(
         stream,
         array,
         photometric="minisblack",
-        compression="zlib",
-        compressionargs={"level": 1},  # three times as fast as the usual 6, a tenth larger
+        # Of real numbers it would save 7 % and take 20 times as long as leaving them.
+        compression=None if is_real else "zlib",
+        compressionargs=None
+        if is_real
+        else {"level": 1},  # 6, the usual, takes three times as long
         metadata=metadata,
     )
     atomic_write_bytes(path, stream.getvalue())

@@ -118,12 +118,18 @@ def is_first_process() -> bool:
 
 
 def share_processor() -> None:
-    """Make idle OpenMP threads sleep; call before torch is imported.
+    """Make idle OpenMP threads sleep soon; call before torch is imported.
 
-    By default they spin. Two torch processes on two cores then take four times as
-    long each (2.2 s instead of 0.5 s a step, measured), and the window waits too.
+    By default they spin. Two torch processes on two cores then take three times as long
+    each, and the window waits too. Asleep at once they are late for the next layer: a
+    thousand looks before that, some microseconds, are faster alone and hardly slower
+    together (seconds a step, docs/benchmarks.md: 0.83 and 3.4 by default, 1.30 and 1.1
+    asleep at once, 0.76 and 1.2 so). GNU's OpenMP, that of Linux, knows the number; others
+    do as the policy says.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def lower_priority() -> None:
