@@ -3,6 +3,7 @@
     python tests/benchmarks/inference.py [--side 4096] [--rounds 3] [--device auto]
     python tests/benchmarks/inference.py --first-tile
     python tests/benchmarks/inference.py --memory [SIDE...]
+    xvfb-run -a -s "-screen 0 1600x1000x24" python tests/benchmarks/inference.py --window
 
 Without a flag: the shipped model over an RGB image in a Zarr array, in tiles of 256 pixels
 that overlap by 64. *Bare* only runs the model, as the engine has it, on the same tiles,
@@ -22,6 +23,7 @@ import copy
 import importlib.util
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -307,6 +309,106 @@ def memory(sides: list[int]) -> dict[str, Any]:
     return {"memory": found}
 
 
+# The window --------------------------------------------------------------------------
+
+
+def window(side: int, rounds: int) -> dict[str, Any]:
+    """Measure lateness and strokes in turn: nothing runs; the engine is busy; and, for what
+    any work beside the window costs, as many processes as cores that only count."""
+    from lateness import Lateness
+    from qtpy.QtOpenGLWidgets import QOpenGLWidget
+
+    from segdesk.app.window import DesktopWindow
+    from segdesk.core.classes import ClassMap
+    from segdesk.io.store import ProjectStore
+    from segdesk.session import predicting
+    from segdesk.session.projects import NewImage, add_images
+    from segdesk.session.session import Session
+
+    loop = Lateness()
+    found: dict[str, dict[str, list[Any]]] = {
+        state: {"late_ms": [], "stroke_ms": []} for state in ("idle", "busy", "counting beside")
+    }
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        store = ProjectStore.create(
+            folder / "p.segdesk", ClassMap.from_names(["background", "nucleus"])
+        )
+        session = Session(store)
+        add_images(session, [NewImage(make_image(folder / "image.zarr", side))])
+        session.close()
+        desktop = DesktopWindow()
+        desktop.open_project(folder / "p.segdesk")
+        opened = desktop.workbench.session
+        assert opened is not None
+        desktop.workbench.show_sample(opened.store.samples()[0].id)
+        loop.settle(20)
+        canvas = desktop.main.findChild(QOpenGLWidget)
+        for state in list(found) * rounds:
+            jobs: list[str] = []
+            beside: list[subprocess.Popen[bytes]] = []
+            if state == "busy":
+                parts: list[object] = []
+                opened.events.parts_predicted.connect(parts.append)
+                seen = View(top=0, bottom=side, left=0, right=side)
+                jobs = predicting.request(opened, opened.store.samples(), TILES, view=seen)
+                while not parts:
+                    loop.settle(0.05)
+            elif state != "idle":
+                command = [sys.executable, "-c", "while True: pass"]
+                beside = [subprocess.Popen(command) for _ in range(psutil.cpu_count() or 1)]
+                for process in beside:
+                    psutil.Process(process.pid).nice(psutil.Process(opened_engine()).nice())
+            now = found[state]
+            loop.begin()
+            loop.run(8)
+            now["late_ms"].append(loop.end())
+            now["stroke_ms"] += [paint(desktop, canvas, loop, at) for at in range(-4, 5)]
+            for process in beside:
+                process.kill()
+            if jobs:
+                assert opened.jobs, "the engine had ended before; take a larger --side"
+                opened.backend.cancel(jobs[0])
+                loop.settle(5)
+        desktop.main.close()
+        loop.settle(1)
+    return {
+        state: {
+            "late_ms": now["late_ms"],
+            "stroke_ms": round(statistics.median(now["stroke_ms"]), 1),
+        }
+        for state, now in found.items()
+    }
+
+
+def opened_engine() -> int:
+    """Return the process id of the engine behind the window."""
+    children = psutil.Process().children(recursive=True)
+    return next(c.pid for c in children if "segdesk.inference" in c.cmdline())
+
+
+def paint(desktop: Any, canvas: Any, loop: Any, at: int) -> float:
+    """Drag the brush over the image; return how many ms a move took, on average."""
+    from qtpy.QtCore import QPoint, Qt
+    from qtpy.QtTest import QTest
+
+    labels = desktop.viewer.layers["Labels"]
+    desktop.viewer.layers.selection.active = labels
+    labels.selected_label, labels.brush_size, labels.mode = 1, 9, "paint"
+    middle = canvas.rect().center() + QPoint(0, 20 * at)
+    button, none = Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
+    QTest.mousePress(canvas, button, none, middle - QPoint(60, 0))
+    spent = []
+    for step in range(-60, 61, 12):
+        loop.settle(0.02)  # napari takes moves that come faster for one
+        began = time.perf_counter()
+        QTest.mouseMove(canvas, middle + QPoint(step, 0))
+        spent.append(time.perf_counter() - began)
+    QTest.mouseRelease(canvas, button, none, middle + QPoint(60, 0))
+    loop.settle(0.05)
+    return 1000 * statistics.mean(spent)
+
+
 def main() -> None:
     """Measure what was asked for and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -315,8 +417,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory", type=int, nargs="*", metavar="SIDE")
     parser.add_argument("--first-tile", action="store_true")
+    parser.add_argument("--window", action="store_true")
     arguments = parser.parse_args()
-    if arguments.memory is not None:
+    if arguments.window:
+        found = window(arguments.side, arguments.rounds)
+    elif arguments.memory is not None:
         found = memory(arguments.memory or [4096, 8192, 16384])
     elif arguments.first_tile:
         found = first_tile(arguments.side, arguments.rounds)

@@ -380,18 +380,14 @@ def measure_quick() -> None:
         session.close()
 
 
-TICK = 0.01
-
-
 def measure_window(seconds: float) -> None:
     """How late the event loop is: a timer of 10 ms, idle and while a run is shown."""
-    from napari.qt import get_qapp
-    from qtpy.QtCore import Qt, QTimer
+    from lateness import Lateness
 
     from segdesk.app.window import DesktopWindow
     from segdesk.session.sample_project import make_sample_project
 
-    application = get_qapp()
+    loop = Lateness()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "p.segdesk"
         session = make_sample_project(folder)
@@ -405,39 +401,13 @@ def measure_window(seconds: float) -> None:
         window = DesktopWindow()
         window.open_project(folder)
         window.workbench.raise_panel("Train")
-        late: list[float] = []
-        last = time.perf_counter()
-
-        def tick() -> None:
-            nonlocal last
-            now = time.perf_counter()
-            late.append(now - last - TICK)
-            last = now
-
-        timer = QTimer()
-        timer.setTimerType(Qt.TimerType.PreciseTimer)
-        timer.timeout.connect(tick)
 
         def spend(what: str) -> None:
-            nonlocal last
-            late.clear()
-            last = time.perf_counter()
-            timer.start(round(TICK * 1000))
-            until = time.perf_counter() + seconds
-            while time.perf_counter() < until:
-                application.processEvents()
-                time.sleep(0.0005)
-            timer.stop()
-            found = 1000 * np.percentile(late, (50, 99, 100))
-            show(
-                window=what,
-                late_ms=dict(zip(("median", "p99", "most"), found.round(1), strict=True)),
-            )
+            loop.begin()
+            loop.run(seconds)
+            show(window=what, late_ms=loop.end())
 
-        settle = time.perf_counter() + 20
-        while time.perf_counter() < settle:
-            application.processEvents()
-            time.sleep(0.005)
+        loop.settle(20)
         spend("nothing runs")
         opened = window.workbench.session
         assert opened is not None
@@ -446,12 +416,11 @@ def measure_window(seconds: float) -> None:
         stepped: list[object] = []
         opened.events.run_stepped.connect(stepped.append)
         while len(stepped) < 2:
-            application.processEvents()
-            time.sleep(0.005)
+            loop.settle(0.1)
         spend("a run is shown")
         training.stop_now(opened, run.id)
         window.main.close()
-        application.processEvents()
+        loop.settle(1)
 
 
 def main() -> None:
