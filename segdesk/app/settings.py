@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from platformdirs import user_config_path, user_data_path, user_log_path
+from platformdirs import user_cache_path, user_config_path, user_data_path, user_log_path
 
 from segdesk.config.app import AppSettings
 from segdesk.io.atomic import atomic_write_text
@@ -24,6 +24,12 @@ def data_folder() -> Path:
     """Return the folder of projects made for the user."""
     home = os.environ.get(HOME_VARIABLE)
     return Path(home) / "data" if home else user_data_path("segdesk", appauthor=False)
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be computed again."""
+    home = os.environ.get(HOME_VARIABLE)
+    return Path(home) / "cache" if home else user_cache_path("segdesk", appauthor=False)
 
 
 def log_folder() -> Path:

@@ -7,15 +7,15 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
+from segdesk.cli.architectures import CHANNELS, CLASSES, Catalogue, Report
 from segdesk.cli.console import meter, say, show, show_json
 from segdesk.config.inference import InferenceConfig
-from segdesk.config.model import Activation, HeadKind, Variant
+from segdesk.config.model import Variant, plain
 from segdesk.core.calibration import Calibration
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.run import RunState
@@ -33,15 +33,8 @@ from segdesk.session.models import (
 from segdesk.session.predicting import request
 from segdesk.session.session import Session
 
-if TYPE_CHECKING:
-    from segdesk.nn.profile import Profile
-    from segdesk.nn.spec import ModelSpec
-
 PROJECT = typer.Option(None, "--project", help="Also the project's own models.")
 JSON = typer.Option(False, "--json", help="Report as JSON.")
-
-#: What the numbers of an architecture are computed for.
-CHANNELS, CLASSES = 3, 2
 
 
 def register(app: typer.Typer) -> None:
@@ -84,15 +77,16 @@ def list_(project: Path | None = PROJECT, as_json: bool = JSON) -> None:
     ]
     if not as_json:
         _show_models(models)
-    from segdesk.nn.registry import architectures
-
-    specs = list(architectures().values())
+    known = Catalogue()
+    if not known.is_complete:
+        say("Computing what each architecture costs; this takes a while, once.")
     # One by one: each takes a moment to compute.
-    reports = (_report_architecture(spec, entries) for spec in specs)
+    reports = (_architecture(known[name], entries) for name in known.names())
     if as_json:
         show_json({"models": models, "architectures": list(reports)})
     else:
-        _show_architectures(reports, max((len(s.name) for s in specs), default=0))
+        _show_architectures(reports, max(map(len, known.names()), default=0))
+    known.keep()
 
 
 def _show_models(models: Sequence[Mapping[str, Any]]) -> None:
@@ -142,23 +136,24 @@ def show_(
     as_json: bool = JSON,
 ) -> None:
     """Show a model's card, or what an architecture is and how it differs from the paper."""
-    from segdesk.nn.registry import architectures, suggest
-
+    known = Catalogue()
     with _maybe(project) as store:
         entries = list_models(store)
         names = [entry.name for entry in entries]
-        known = architectures()
         own = store.folder / "models" / name if store is not None else None
         is_there = Path(name).exists() or (own is not None and own.exists())
-        if name in known and name not in names:
-            report = _report_architecture(known[name], entries)
+        if name not in names and name in known:
+            report = _architecture(known[name], entries)
         elif name in names or is_there:
             entry = find_model(name, store)
             kept = kept_calibration(store, entry) if store is not None else None
-            report = _report_model(entry, kept)
+            report = _report_model(entry, kept, known)
         else:
-            hint = suggest(name, [*names, *known])
+            from segdesk.nn.registry import suggest
+
+            hint = suggest(name, [*names, *known.names()])
             raise InputError(f"There is no model or architecture called {name!r}{hint}")
+    known.keep()
     if as_json:
         show_json(report)
     elif report["kind"] == "architecture":
@@ -167,65 +162,27 @@ def show_(
         _show_model(report)
 
 
-def _report_model(entry: ModelEntry, kept: Calibration | None) -> dict[str, Any]:
-    from segdesk.nn.registry import find_architecture
+def _report_model(entry: ModelEntry, kept: Calibration | None, known: Catalogue) -> Report:
+    architecture = entry.card.architecture
+    if architecture not in known:
+        from segdesk.nn.registry import find_architecture
 
-    spec = find_architecture(entry.card.architecture)
+        find_architecture(architecture)  # says so, and which there are
     return {
         "kind": "model",
         **entry.card.model_dump(mode="json"),
         "folder": str(entry.folder),
-        "stride": spec.stride,
-        "reference": spec.reference,
-        "deviations": list(spec.deviations),
+        **{key: known[architecture][key] for key in ("stride", "reference", "deviations")},
         "calibration": None if kept is None else kept.model_dump(mode="json"),
     }
 
 
-def _report_architecture(spec: ModelSpec, entries: Sequence[ModelEntry]) -> dict[str, Any]:
-    from segdesk.nn.registry import resolve_options
-
-    options = {v.value: resolve_options(spec, v, {}) for v in Variant}
-    profiles = {v: _profile(spec.name, v) for v in options}
-    weights = [e.name for e in entries if e.card.architecture == spec.name]
-    encoder = profiles[Variant.PAPER].encoder
-    return {
-        "kind": "architecture",
-        "name": spec.name,
-        "title": spec.title,
-        "year": spec.year,
-        "reference": spec.reference,
-        "parameters": {v: p.parameters for v, p in profiles.items()},
-        "multiply_adds_per_megapixel": {v: p.multiply_adds for v, p in profiles.items()},
-        "activation_bytes_per_megapixel": {v: p.activation_bytes for v, p in profiles.items()},
-        "computed_for": {
-            "channels": CHANNELS,
-            "classes": CLASSES,
-            "side": profiles[Variant.PAPER].side,
-            "head": spec.options.get("head"),
-        },
-        "stride": spec.stride,
-        "min_size": spec.min_size,
-        "options": spec.options,
-        "small_options": options[Variant.SMALL],
-        "classes": "any",
-        "heads": [str(head) for head in HeadKind],
-        "activations": [str(activation) for activation in Activation],
-        "needs_labels": spec.needs_labels,
-        "license": spec.license,
-        "weights_available": weights + ([f"encoder: timm {encoder}"] if encoder else []),
-        "deviations": list(spec.deviations),
-    }
-
-
-@cache
-def _profile(name: str, variant: str) -> Profile:
-    """Return size and cost of an installed architecture; computed once, as it takes a moment."""
-    from segdesk.nn.profile import profile
-    from segdesk.nn.registry import find_architecture, resolve_options
-
-    spec = find_architecture(name)
-    return profile(spec, resolve_options(spec, variant, {}), CHANNELS, CLASSES)
+def _architecture(known: Report, entries: Sequence[ModelEntry]) -> Report:
+    """Add the weights there are, which come and go with a project."""
+    report = {key: value for key, value in known.items() if key != "encoder"}
+    weights = [e.name for e in entries if e.card.architecture == known["name"]]
+    encoder = [f"encoder: timm {known['encoder']}"] if known["encoder"] else []
+    return report | {"weights_available": weights + encoder}
 
 
 def _show_model(report: Mapping[str, Any]) -> None:
@@ -283,7 +240,7 @@ def _show_architecture(report: Mapping[str, Any]) -> None:
         ("GB per megapixel", small[2], paper[2]),
     ]
     options, lesser = report["options"], report["small_options"]
-    rows += [(f"option {name}", _option(lesser[name]), _option(options[name])) for name in options]
+    rows += [(f"option {name}", plain(lesser[name]), plain(options[name])) for name in options]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     show("")
     for row in rows:
@@ -296,12 +253,6 @@ def _show_architecture(report: Mapping[str, Any]) -> None:
         "a prediction. GB: what a training step keeps."
     )
     _show_deviations(report["deviations"])
-
-
-def _option(value: Any) -> str:
-    from segdesk.nn.registry import plain
-
-    return plain(value)
 
 
 def _show_deviations(deviations: Sequence[str]) -> None:
@@ -331,7 +282,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
     if isinstance(value, bool) or value is None:
-        return _option(value)
+        return plain(value)
     if isinstance(value, float) and not value.is_integer():
         return f"{value:.3g}"
     return f"{value:.0f}" if isinstance(value, float) else str(value)

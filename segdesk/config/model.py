@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from pydantic import Field
 
@@ -82,3 +83,12 @@ class NewModelConfig(Knobs):
         "encoder. Or download: timm's own, which needs the internet once.",
         json_schema_extra={"basic": True, "file": True, "empty": "random"},
     )
+
+
+def plain(value: Any) -> str:
+    """Write the value of an option as it is read on a command line."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(plain, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return str(value)

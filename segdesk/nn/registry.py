@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from torch import nn
 
-from segdesk.config.model import Activation, HeadKind, Variant
+from segdesk.config.model import Activation, HeadKind, Variant, plain
 from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError
 from segdesk.nn.quick import add_quick_head
@@ -37,15 +37,15 @@ _UNBUILDABLE = (
 
 @cache
 def architectures() -> dict[str, ModelSpec]:
-    """Return every installed architecture by name, the oldest first.
-
-    An entry point names a module with one ``SPEC`` or, for a family, with ``SPECS``.
-    """
-    specs: list[ModelSpec] = []
-    for point in entry_points(group="segdesk.models"):
-        module = point.load()
-        specs += module.SPECS if hasattr(module, "SPECS") else [module.SPEC]
+    """Return every installed architecture by name, the oldest first."""
+    specs = [spec for point in entry_points(group="segdesk.models") for spec in load_specs(point)]
     return {spec.name: spec for spec in sorted(specs, key=lambda s: (s.year, s.name))}
+
+
+def load_specs(point: EntryPoint) -> list[ModelSpec]:
+    """Return what an entry point names: a module with one ``SPEC`` or, for a family, ``SPECS``."""
+    module = point.load()
+    return list(module.SPECS) if hasattr(module, "SPECS") else [module.SPEC]
 
 
 def find_architecture(name: str) -> ModelSpec:
@@ -197,15 +197,6 @@ def _guess(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def plain(value: Any) -> str:
-    """Write the value of an option as it is read on a command line."""
-    if isinstance(value, list | tuple):
-        return ",".join(map(plain, value))
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    return str(value)
 
 
 def build_network(card: ModelCard) -> nn.Module:

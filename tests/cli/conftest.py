@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,14 @@ class Answer:
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread: None) -> None:
     pass
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Remember what each architecture costs, but not in the folders of who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGDESK_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from typing import Any
 
 import pytest
 
-from segdesk.config.model import Activation, HeadKind, Variant
+from segdesk.config.model import Activation, HeadKind, Variant, plain
 from segdesk.core.card import ModelCard
 from segdesk.core.errors import InputError
 from segdesk.nn.registry import (
     architectures,
     build_network,
     find_architecture,
-    plain,
     resolve_options,
     suggest,
 )
