@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import segdesk
 from segdesk.app.settings import cache_folder
-from segdesk.config.model import Activation, HeadKind, Variant
+from segdesk.config.model import Activation, HeadKind, NewModelConfig, Variant
 from segdesk.core.errors import InputError
 from segdesk.io.atomic import atomic_write_text
 
@@ -31,6 +31,9 @@ Report = dict[str, Any]
 
 #: What the numbers of an architecture are computed for.
 CHANNELS, CLASSES = 3, 2
+
+#: Beside the sizes a new model comes in: the paper's, with the paper's own head.
+PUBLISHED = "published"
 
 #: So many packages' answers are kept; those of older versions go first.
 KEPT = 200
@@ -154,33 +157,34 @@ def _report(spec: ModelSpec) -> Report:
     from segdesk.nn.profile import profile
     from segdesk.nn.registry import resolve_options
 
-    options = {v.value: resolve_options(spec, v, {}) for v in Variant}
-    profiles = {v: profile(spec, o, CHANNELS, CLASSES) for v, o in options.items()}
+    new = NewModelConfig()
+    head = {"head": str(new.head), "activation": str(new.activation)}
+    options = {str(v): resolve_options(spec, v, head) for v in Variant} | {PUBLISHED: spec.options}
+    profiles = {form: profile(spec, o, CHANNELS, CLASSES) for form, o in options.items()}
     report = {
         "kind": "architecture",
         "name": spec.name,
         "title": spec.title,
         "year": spec.year,
         "reference": spec.reference,
-        "parameters": {v: p.parameters for v, p in profiles.items()},
-        "multiply_adds_per_megapixel": {v: p.multiply_adds for v, p in profiles.items()},
-        "activation_bytes_per_megapixel": {v: p.activation_bytes for v, p in profiles.items()},
+        "parameters": {f: p.parameters for f, p in profiles.items()},
+        "multiply_adds_per_megapixel": {f: p.multiply_adds for f, p in profiles.items()},
+        "activation_bytes_per_megapixel": {f: p.activation_bytes for f, p in profiles.items()},
         "computed_for": {
             "channels": CHANNELS,
             "classes": CLASSES,
-            "side": profiles[Variant.PAPER].side,
-            "head": spec.options.get("head"),
+            "side": profiles[PUBLISHED].side,
+            "head": {form: o.get("head") for form, o in options.items()},
         },
         "stride": spec.stride,
         "min_size": spec.min_size,
-        "options": spec.options,
-        "small_options": options[Variant.SMALL],
+        "options": options,
         "classes": "any",
         "heads": [str(head) for head in HeadKind],
         "activations": [str(activation) for activation in Activation],
         "needs_labels": spec.needs_labels,
         "license": spec.license,
-        "encoder": profiles[Variant.PAPER].encoder,
+        "encoder": profiles[PUBLISHED].encoder,
         "deviations": list(spec.deviations),
     }
     # As it will be read from the file, where a tuple is a list.

@@ -12,10 +12,10 @@ from typing import Any
 
 import typer
 
-from segdesk.cli.architectures import CHANNELS, CLASSES, Catalogue, Report
+from segdesk.cli.architectures import CHANNELS, CLASSES, PUBLISHED, Catalogue, Report
 from segdesk.cli.console import meter, say, show, show_json
 from segdesk.config.inference import InferenceConfig
-from segdesk.config.model import Variant, plain
+from segdesk.config.model import NewModelConfig, Variant, plain
 from segdesk.core.calibration import Calibration
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.run import RunState
@@ -104,11 +104,15 @@ def _show_architectures(reports: Iterator[dict[str, Any]], width: int) -> None:
     show(f"  {'':{width}}              parameters       GMAC / MP         GB / MP")
     show(f"  {'architecture':{width}}  year {_pairs([('small', 'paper')] * 3)}")
     for report in reports:
-        small, paper = (_numbers(report, variant) for variant in Variant)
+        small, paper = (_numbers(report, form) for form in (Variant.SMALL, PUBLISHED))
         pairs = _pairs(list(zip(small, paper, strict=True)))
         show(f"  {report['name']:{width}}  {report['year']} {pairs}")
     show("")
-    show(f"Each in two sizes, small and paper, for {CHANNELS} channels and {CLASSES} classes.")
+    show(
+        "small: what 'segdesk train --new NAME' makes, with head "
+        f"{NewModelConfig().head}. paper: as published,"
+    )
+    show(f"with the paper's own head. For {CHANNELS} channels and {CLASSES} classes.")
     show("GMAC / MP: thousand million multiply-adds to predict a megapixel of image.")
     show("GB / MP: memory for what a training step keeps of a megapixel.")
     show("More on one of them: segdesk models show NAME")
@@ -231,26 +235,31 @@ def _show_architecture(report: Mapping[str, Any]) -> None:
         ("weights available", report["weights_available"] or "none"),
     ):
         show(f"{key}: {_plain(value)}")
-    small, paper = (_numbers(report, variant) for variant in Variant)
-    count = report["parameters"]
+    forms = [Variant.SMALL, Variant.PAPER, PUBLISHED]
+    numbers = [_numbers(report, form) for form in forms]
+    options = [report["options"][form] for form in forms]
     rows = [
-        ("", "small", "paper"),
-        ("parameters", f"{count[Variant.SMALL]:,}", f"{count[Variant.PAPER]:,}"),
-        ("GMAC per megapixel", small[1], paper[1]),
-        ("GB per megapixel", small[2], paper[2]),
+        ("", "small", "paper", "as published"),
+        ("parameters", *(f"{report['parameters'][form]:,}" for form in forms)),
+        ("GMAC per megapixel", *(n[1] for n in numbers)),
+        ("GB per megapixel", *(n[2] for n in numbers)),
+        *((f"option {name}", *(plain(o[name]) for o in options)) for name in options[-1]),
     ]
-    options, lesser = report["options"], report["small_options"]
-    rows += [(f"option {name}", plain(lesser[name]), plain(options[name])) for name in options]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     show("")
     for row in rows:
         show("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
     at = report["computed_for"]
     show("")
     _show_long(
-        f"Computed for {at['channels']} channels, {at['classes']} classes, head {at['head']} and "
-        f"an image of {at['side']} x {at['side']} pixels. GMAC: thousand million multiply-adds of "
-        "a prediction. GB: what a training step keeps."
+        f"small and paper: what 'segdesk train --new {report['name']}' makes, with head "
+        f"{at['head'][Variant.SMALL]} unless another is asked for (--option variant=paper, "
+        f"--option head=A). as published: with the paper's own head, {at['head'][PUBLISHED]}."
+    )
+    _show_long(
+        f"Computed for {at['channels']} channels, {at['classes']} classes and an image of "
+        f"{at['side']} x {at['side']} pixels. GMAC: thousand million multiply-adds of a "
+        "prediction. GB: what a training step keeps."
     )
     _show_deviations(report["deviations"])
 

@@ -75,15 +75,22 @@ def test_a_program_can_compare_architectures(segdesk: Cli) -> None:
     unet = find(segdesk("models", "list", "--json").json, "unet")
     assert unet["title"] == "U-Net, padded"
     assert (unet["year"], unet["reference"]) == (2015, "Ronneberger et al., MICCAI 2015")
-    assert unet["parameters"] == {"small": 1_942_594, "paper": 31_037_698}
-    assert unet["multiply_adds_per_megapixel"] == {"small": 46_288e6, "paper": 735_040e6}
-    # Four times as wide, but for the two class maps of 4 bytes a pixel.
+    # The paper's head A, or what a new model gets: head C, which is 149 and 680 larger.
+    assert unet["parameters"] == {
+        "small": 1_942_594 + 149, "paper": 31_037_698 + 680, "published": 31_037_698,
+    }  # fmt: skip
+    assert unet["multiply_adds_per_megapixel"]["published"] == 735_040e6
     memory = unet["activation_bytes_per_megapixel"]
-    assert memory["paper"] - 8e6 == 4 * (memory["small"] - 8e6) > 0
-    assert unet["computed_for"] == {"channels": 3, "classes": 2, "side": 512, "head": "A"}
+    assert memory["paper"] > memory["published"] > 3 * memory["small"] > 0
+    head = {"small": "C", "paper": "C", "published": "A"}
+    assert unet["computed_for"] == {"channels": 3, "classes": 2, "side": 512, "head": head}
     assert (unet["stride"], unet["min_size"]) == (16, 1)
-    assert unet["options"]["width"] == 64
-    assert unet["small_options"] == unet["options"] | {"width": 16, "dropout": 0.1}
+    published = {"width": 64, "dropout": 0.5, "head": "A", "activation": "none"}
+    assert unet["options"] == {
+        "small": published | {"width": 16, "dropout": 0.1, "head": "C"},
+        "paper": published | {"head": "C"},
+        "published": published,
+    }
     assert unet["classes"] == "any"
     assert unet["heads"] == ["A", "B", "C", "D"]
     assert unet["activations"] == ["none", "tanh", "relu", "leaky_relu", "selu", "gelu"]
@@ -107,7 +114,7 @@ def test_people_read_a_table(project: Path, slim: None, segdesk: Cli) -> None:
     assert rows[0] == ["trained model", "architecture", "score"]
     assert ["nuclei-unet", "unet", "dice 0.917, images 22"] in rows
     assert ["* tiny", "unet"] in rows
-    assert ["unet", "2015", "1.9 M", "31.0 M", "46.3", "735.0", "1.13", "4.51"] in rows
+    assert ["unet", "2015", "1.9 M", "31.0 M", "46.4", "735.0", "1.14", "4.51"] in rows
     names = [row[0] for row in rows if row[1:2] and re.fullmatch(r"(19|20)\d\d", row[1])]
     assert names == list(architectures())
     assert names[0] == "slim", "the oldest comes first"
@@ -128,12 +135,31 @@ def test_an_architecture_is_shown_in_plain_text(segdesk: Cli) -> None:
     assert said["heads"] == "A, B, C, D"
     assert said["activations"] == "none, tanh, relu, leaky_relu, selu, gelu"
     rows = [re.split(r"\s{2,}", line) for line in shown.out.splitlines()]
-    assert ["parameters", "1,942,594", "31,037,698"] in rows
-    assert ["GMAC per megapixel", "46.3", "735.0"] in rows
-    assert ["option width", "16", "64"] in rows
-    assert ["option dropout", "0.1", "0.5"] in rows
+    assert ["", "small", "paper", "as published"] in rows
+    assert ["parameters", "1,942,743", "31,038,378", "31,037,698"] in rows
+    assert ["option head", "C", "C", "A"] in rows
+    assert ["option width", "16", "64", "64"] in rows
+    assert ["option dropout", "0.1", "0.5", "0.5"] in rows
     assert "- Batch norm behind every 3x3 convolution (the paper has none)." in shown.out
-    assert not set("{}[]'\"") & set(shown.out)
+    assert not set('{}[]"') & set(shown.out)
+
+
+def test_the_figures_are_those_of_the_model_a_user_gets(
+    tmp_path: Path, segdesk: Cli, disc_files: Callable[..., list[Path]]
+) -> None:
+    disc_files(2)
+    folder = tmp_path / "new.segdesk"
+    segdesk("new", folder, "--classes", "background,nucleus")
+    segdesk("add", folder, tmp_path / "images", "--masks", tmp_path / "masks")
+    short = ["--set", "steps=1", "--set", "crop_size=64", "--set", "augment=none"]
+    trained = segdesk("train", folder, "--new", "segnet", *short, "--json")
+    assert trained.code == 0, trained.err
+    model = segdesk("models", "show", trained.lines[-1]["model"], "--project", folder, "--json")
+    segnet = segdesk("models", "show", "segnet", "--json").json
+    # These images are grey: two channels of 16 filters of 3 x 3 less than it is computed for.
+    fewer = (3 - model.json["channels"]) * 16 * 9
+    assert model.json["parameters"] == segnet["parameters"]["small"] - fewer
+    assert model.json["options"] == segnet["options"]["small"]
 
 
 def test_an_architecture_of_someone_elses(slim: None, segdesk: Cli) -> None:
@@ -145,13 +171,13 @@ def test_an_architecture_of_someone_elses(slim: None, segdesk: Cli) -> None:
     assert said["min size"] == "64 pixels", "the next multiple of the stride"
     assert said["weights available"] == "encoder: timm resnet18"
     rows = [re.split(r"\s{2,}", line) for line in shown.out.splitlines()]
-    assert ["option levels", "1,4", "1,4"] in rows
-    assert ["option depth", "2", "none"] in rows
+    assert ["option levels", "1,4", "1,4", "1,4"] in rows
+    assert ["option depth", "2", "none", "none"] in rows
     report = segdesk("models", "show", "slim", "--json").json
     assert report["weights_available"] == ["encoder: timm resnet18"]
     assert report["needs_labels"] is False
     # torchvision's ResNet-18 without its classifier, and two maps of 64 features.
-    assert report["parameters"]["paper"] == 11_689_512 - 513_000 + 2 * 64 + 2
+    assert report["parameters"]["published"] == 11_689_512 - 513_000 + 2 * 64 + 2
 
 
 def test_a_terminal_breaks_lines_between_words(
