@@ -292,13 +292,18 @@ class RefinementReady(_Message):
 
 
 class Stepped(_Message):
-    """One training step was made."""
+    """One training step was made.
+
+    ``loss`` is the main output's, which makes the predictions; what outputs that are there
+    for training only add to it is ``auxiliary_loss``.
+    """
 
     event: Literal["step"] = "step"
     job: str
     step: int
     total: int
     loss: float
+    auxiliary_loss: float = 0.0
     learning_rate: float
     seconds_left: float
 

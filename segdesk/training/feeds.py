@@ -30,7 +30,10 @@ class Feed(Protocol):
         ...
 
     def loss(self, network: nn.Module, batch: Any, loss: Loss) -> Tensor:
-        """Return the loss of a batch, ready for a backward pass."""
+        """Return what each output adds to the loss of a batch, shape (outputs,).
+
+        The main output comes first; their sum is ready for a backward pass.
+        """
         ...
 
     def state(self) -> list[list[int]]:
@@ -106,19 +109,19 @@ class CropFeed:
         return self._augment(batch) if self._augment is not None else batch
 
     def loss(self, network: nn.Module, batch: Batch, loss: Loss) -> Tensor:
-        """Return the loss of a batch, all outputs of the network together."""
+        """Return what each output adds to the loss of a batch, the main output first."""
         model: Any = network
         image = ((batch.image - self._how.mean) / self._how.std).to(
             self._device, memory_format=torch.channels_last
         )
         if not self._needs_labels:
             own: Tensor = model.own_loss(image)
-            return own
+            return own.reshape(1)
         labels, weights = batch.labels.to(self._device), batch.weights.to(self._device)
         # Third parties' networks may know of no auxiliary outputs.
         has_more = hasattr(model, "training_maps")
         outputs = model.training_maps(image) if has_more else [(1.0, model(image))]
-        return torch.stack([share * loss(m.float(), labels, weights) for share, m in outputs]).sum()
+        return torch.stack([share * loss(m.float(), labels, weights) for share, m in outputs])
 
     def state(self) -> list[list[int]]:
         """Return where it is."""

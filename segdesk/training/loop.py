@@ -130,9 +130,9 @@ class FineTuning:
         for step in range(first, self._config.total_steps + 1):
             began += self._control.wait(self._tell_pause)
             self._leave_if_canceled(step - 1)
-            loss = self._step(wrapped, optimizer, step)
+            losses = self._step(wrapped, optimizer, step)
             self._average.take(self._network, step)
-            self._report(step, loss, began, first)
+            self._report(step, *losses, began, first)
             self._schedule.step()
             if self._config.is_check_due(step):
                 self._judge_and_keep(step)
@@ -251,7 +251,9 @@ class FineTuning:
 
     # The steps -----------------------------------------------------------------
 
-    def _step(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> float:
+    def _step(
+        self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, step: int
+    ) -> tuple[float, float]:
         """Make one step; where memory is too small for the batch, in parts of it.
 
         Gradients of the parts are summed, so the batch stays what it was. (Dice is taken
@@ -266,19 +268,19 @@ class FineTuning:
         while True:
             try:
                 with few_threads(self._feed.is_light):
-                    loss = self._accumulate(wrapped, optimizer, batch)
+                    losses = self._accumulate(wrapped, optimizer, batch)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             # Outside the handler, which would hold on to the tensors of the failed try.
             self._take_smaller_parts(len(batch))
-        if not math.isfinite(loss):
-            self._leave_diverged(f"The loss became {loss}", step)
+        if not math.isfinite(sum(losses)):
+            self._leave_diverged(f"The loss became {sum(losses)}", step)
         if not self._team.clip(wrapped, optimizer, config.clip):
             self._leave_diverged("The gradients became infinite or no numbers", step)
         optimizer.step()
-        return loss
+        return losses
 
     def _leave_diverged(self, what: str, step: int) -> NoReturn:
         """End the run before a step that would spoil the weights; those so far are kept."""
@@ -298,16 +300,18 @@ class FineTuning:
 
     def _accumulate(
         self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: Any
-    ) -> float:
+    ) -> tuple[float, float]:
+        """Sum the gradients; returns the loss of the main output and of all others."""
         optimizer.zero_grad(set_to_none=True)
         size = -(-len(batch) // self._parts)
-        total = 0.0
+        main, others = 0.0, 0.0
         for start in range(0, len(batch), size):
             part = batch.part(start, start + size)
-            loss = self._feed.loss(wrapped, part, self._loss) * (len(part) / len(batch))
-            self._team.backward(loss)
-            total += float(loss.detach())
-        return total
+            losses = self._feed.loss(wrapped, part, self._loss) * (len(part) / len(batch))
+            self._team.backward(losses.sum())
+            first, *rest = losses.tolist()
+            main, others = main + first, others + sum(rest)
+        return main, others
 
     def _take_smaller_parts(self, crops: int) -> None:
         if self._parts >= crops:
@@ -324,7 +328,7 @@ class FineTuning:
             "what is learnt is the same, and a step takes a little longer."
         )
 
-    def _report(self, step: int, loss: float, began: float, first: int) -> None:
+    def _report(self, step: int, loss: float, auxiliary: float, began: float, first: int) -> None:
         total = self._config.total_steps
         group = self._optimizer.param_groups[0]
         passed = time.monotonic() - began
@@ -334,6 +338,7 @@ class FineTuning:
                 step=step,
                 total=total,
                 loss=loss,
+                auxiliary_loss=auxiliary,
                 learning_rate=group["lr"] / group["rate"],
                 seconds_left=passed / (step - first + 1) * (total - step),
             )

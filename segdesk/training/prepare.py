@@ -158,7 +158,7 @@ def _step_seconds(
             began = time.perf_counter()
             set_training_mode(network, config.recipe, freeze_norm=config.freeze_norm)
             optimizer.zero_grad(set_to_none=True)
-            value = feed.loss(network, feed.draw(), loss)
+            value = feed.loss(network, feed.draw(), loss).sum()
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             float(value.detach())  # wait for the device

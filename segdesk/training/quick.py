@@ -132,7 +132,8 @@ class FeatureFeed:
         device = next(network.parameters()).device
         own = batch.own.to(device)
         maps = model.refine([level.to(device) for level in batch.levels], own, own)
-        return loss(maps.float(), batch.labels.to(device), batch.weights.to(device))
+        value = loss(maps.float(), batch.labels.to(device), batch.weights.to(device))
+        return value.reshape(1)
 
     def state(self) -> list[list[int]]:
         """Return where it is."""

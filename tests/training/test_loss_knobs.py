@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segdesk.config.training import LossKind
 from segdesk.core.run import RunState
+from segdesk.jobs.messages import Stepped
 from segdesk.nn.weights import LoadedModel
 from segdesk_models.unet import SPEC, UNet
 
@@ -56,18 +57,31 @@ def test_class_weights_are_those_of_the_images_to_learn_from(
     assert balanced == pytest.approx([0.5 * wrong + 0.5 * right])
 
 
-def test_auxiliary_maps_count_as_much_as_the_network_says(
+def test_auxiliary_maps_are_learnt_from_and_told_apart(
     tmp_path: Path, train: Train, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The curve is that of the maps that predict, so that networks can be compared by it."""
     base = make_model(tmp_path / "m")
-    plain = train("a", base, steps=1)
+    knobs = {"steps": 1, "optimizer": "sgd", "weight_decay": 0.0, "clip": 100.0}
+    plain = train("a", base, **knobs)
 
     def two(network: UNet, x: Tensor) -> list[tuple[float, Tensor]]:
         maps = network(x)
         return [(1.0, maps), (0.4, maps)]
 
     monkeypatch.setattr(UNet, "training_maps", two)
-    assert train("b", base, steps=1).losses == pytest.approx([1.4 * plain.losses[0]])
+    both = train("b", base, **knobs)
+    assert both.losses == pytest.approx(plain.losses)
+    assert auxiliary(plain) == [0.0]
+    assert auxiliary(both) == pytest.approx([0.4 * plain.losses[0]])
+    before = load_file(base / "weights.safetensors")
+    name = "head.branches.0.output.weight"
+    moved, further = (run.weights()[name] - before[name] for run in (plain, both))
+    torch.testing.assert_close(further, 1.4 * moved, rtol=1e-3, atol=1e-7)
+
+
+def auxiliary(run: Any) -> list[float]:
+    return [e.auxiliary_loss for e in run.events if isinstance(e, Stepped)]
 
 
 def test_a_model_that_needs_no_labels_learns_by_its_own_loss(
