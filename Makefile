@@ -82,7 +82,7 @@ oracles: system-libraries
 	test -x $(ORACLES)/bin/python || $(PYTHON) -m venv $(ORACLES)
 	$(ORACLES)/bin/python -m pip install --quiet -c constraints.txt -e '.[oracle]'
 	SEGDESK_FREEZE=1 $(ORACLES)/bin/python -m pytest -p no:cacheprovider \
-	  -o qt_api= -o addopts=--import-mode=importlib tests/oracles
+	  -o qt_api= -o addopts=--import-mode=importlib --confcutdir=tests/oracles tests/oracles
 
 clean:
 	rm -rf $(VENV) .venv-oracles build dist demo-out .mypy_cache .ruff_cache .pytest_cache
