@@ -121,7 +121,10 @@ class DeconvNet(Segmenter):
             Decoder(hidden, encoder.body.channels, width),
             Head(config, scaled(STAGES[-1][-1], width)),
         )
-        init_he(self.decoder)
+        for layer in self.decoder.modules():
+            if isinstance(layer, nn.ConvTranspose2d):
+                # Backwards, a layer's inputs are what torch calls its outputs.
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         init_he(self.head)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from segdesk.nn.atrous import (
 )
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import init_he, resize
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import Initialisation, ModelSpec
 
 STRIDE = 8
 RATES = (6, 12, 18, 24)
@@ -191,6 +191,7 @@ SPEC = ModelSpec(
         "activation": "none",
     },
     small={"encoder": "resnet18", "encoder_width": 32, "multi_scale": False},
+    initialisation=Initialisation.NORMAL_001,
     deviations=(
         "The fully connected CRF that refines the mask is a step of its own behind the model.",
         "An image whose sides are not a multiple of 8 pixels plus one is extended by up to 7 "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from segdesk.nn.encoders import vgg_trunk
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import Segmenter, init_he
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import Initialisation, ModelSpec
 
 #: Side of fc6's kernel, and how far it reaches from its middle.
 WINDOW = 7
@@ -362,6 +362,7 @@ def _spec(build: type[FCN], name: str, title: str, *deviations: str) -> ModelSpe
             "activation": "none",
         },
         small={"width": 16, "hidden": 256, "padding": 1, "dropout": 0.1},
+        initialisation=Initialisation.NORMAL_001,
         has_dropout=True,
         deviations=(
             "Output layers are drawn from a normal distribution of 0.01 (the paper's begin with "

@@ -46,7 +46,7 @@ class ModelSpec:
     min_size
         Height and width of the input must be at least this, in pixels.
     initialisation
-        How the convolutions of the decoder are drawn.
+        How the convolutions of the decoder are drawn; where it has none, those of the head.
     has_dropout
         Training mode is random.
     idle

@@ -1,93 +1,77 @@
-"""Every installed architecture keeps the contract."""
+"""Every installed architecture keeps the contract, and the contract sees what is broken."""
 
 from __future__ import annotations
 
-import ast
-import inspect
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
 from segdesk.nn import contract
-from segdesk.nn.heads import Activation
+from segdesk.nn.heads import Head
 from segdesk.nn.registry import architectures
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.segmenter import Segmenter
+from segdesk.nn.spec import Initialisation, ModelSpec
 
 SPECS = [pytest.param(spec, id=name) for name, spec in architectures().items()]
-every = pytest.mark.parametrize("spec", SPECS)
 
 
-@every
-@pytest.mark.parametrize(("channels", "classes"), [(1, 2), (5, 4)])
-def test_maps_have_the_images_size(spec: ModelSpec, channels: int, classes: int) -> None:
-    contract.check_shapes(spec, channels, classes)
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("promise", contract.CHECKS)
+def test_it_keeps_its_promise(spec: ModelSpec, promise: str, tmp_path: Path) -> None:
+    contract.CHECKS[promise](spec, tmp_path)
 
 
-@every
-def test_parts_hold_every_parameter_once(spec: ModelSpec) -> None:
-    contract.check_parts(contract.build(spec))
+UNET = architectures()["unet"]
 
 
-@every
-def test_gradients_reach_every_parameter(spec: ModelSpec) -> None:
-    contract.check_gradients(spec)
+def unet(*arguments: Any, **options: Any) -> Any:
+    """Build what is about to be broken."""
+    return UNET.build(*arguments, **options)
 
 
-@every
-def test_evaluation_is_deterministic_and_dropout_declared(spec: ModelSpec) -> None:
-    contract.check_modes(spec)
+def no_decoder(*arguments: Any, **options: Any) -> nn.Module:
+    network = unet(*arguments, **options)
+    body = nn.Sequential(network.encoder, network.decoder)
+    return Segmenter(body, nn.Identity(), network.head)
 
 
-@every
-def test_weights_survive_saving(spec: ModelSpec, tmp_path: Path) -> None:
-    contract.check_round_trip(spec, tmp_path)
+def nothing_to_see(*arguments: Any, **options: Any) -> nn.Module:
+    network = no_decoder(*arguments, **options)
+    network.head = nn.Identity()
+    return network
 
 
-@every
-def test_initialisation_is_as_declared(spec: ModelSpec) -> None:
-    contract.check_initialisation(spec)
+def always_plain(*arguments: Any, **options: Any) -> nn.Module:
+    return unet(*arguments, **options | {"activation": "none"})
 
 
-@every
-def test_it_exports(spec: ModelSpec) -> None:
-    if not spec.is_exportable:
-        assert any("export" in text for text in spec.deviations), "say why in the deviations"
-        return
-    contract.check_export(spec)
+def never_gelu_in_d(*arguments: Any, **options: Any) -> nn.Module:
+    network = unet(*arguments, **options)
+    if (options["head"], options["activation"]) == ("D", "gelu"):
+        assert isinstance(network.head, Head)
+        network.head.activation = nn.Identity()
+    return network
 
 
-@every
-@pytest.mark.parametrize("kind", ["A", "B", "C", "D"])
-def test_it_takes_every_head(spec: ModelSpec, kind: str) -> None:
-    # Which activation goes with which kind matters nowhere; together all occur.
-    for activation in list(Activation)["ABCD".index(kind) % 2 :: 2]:
-        contract.check_head(spec, kind, str(activation))
-
-
-@every
-def test_its_file_imports_only_torch_and_nn(spec: ModelSpec) -> None:
-    file = inspect.getsourcefile(spec.build)
-    assert file is not None
-    for node in ast.walk(ast.parse(Path(file).read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            is_standard = name.split(".")[0] in {
-                "__future__", "collections", "typing", "itertools", "functools", "math",
-                "dataclasses", "enum",
-            }  # fmt: skip
-            assert is_standard or name.startswith(("torch", "segdesk.nn")), name
-
-
-@every
-def test_its_spec_says_what_a_user_must_know(spec: ModelSpec) -> None:
-    assert {"head", "activation"} <= set(spec.options)
-    assert set(spec.small) <= set(spec.options)
-    assert spec.title
-    assert spec.reference
-    assert 1950 < spec.year < 2030
-    assert all(text.endswith(".") for text in spec.deviations)
+@pytest.mark.parametrize(
+    ("promise", "change"),
+    [
+        ("initialisation", {"build": nothing_to_see}),
+        ("initialisation", {"build": no_decoder, "initialisation": Initialisation.NORMAL_001}),
+        ("initialisation", {"initialisation": Initialisation.NORMAL_001}),
+        ("heads", {"build": always_plain}),
+        ("heads", {"build": never_gelu_in_d}),
+        ("modes", {"has_dropout": False}),
+        ("gradients", {"idle": ("decoder.*",)}),
+        ("export", {"is_exportable": False}),
+        ("description", {"deviations": ("No full stop",)}),
+        ("imports", {"build": unet}),
+    ],
+)
+def test_a_broken_promise_is_seen(promise: str, change: dict[str, Any], tmp_path: Path) -> None:
+    contract.CHECKS[promise](UNET, tmp_path)
+    with pytest.raises(AssertionError):
+        contract.CHECKS[promise](replace(UNET, **change), tmp_path)

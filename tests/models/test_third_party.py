@@ -18,15 +18,7 @@ CONTRACT = """
 from pathlib import Path
 from segdesk.nn import contract
 from segdesk.nn.registry import find_architecture
-spec = find_architecture("tinynet")
-contract.check_shapes(spec, 5, 4)
-contract.check_parts(contract.build(spec))
-contract.check_gradients(spec)
-contract.check_modes(spec)
-contract.check_round_trip(spec, Path("."))
-contract.check_initialisation(spec)
-contract.check_head(spec, "D", "gelu")
-contract.check_export(spec)
+contract.check_everything(find_architecture("tinynet"), Path("."))
 """
 
 
@@ -44,7 +36,8 @@ def installed(tmp_path: Path) -> dict[str, str]:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[segdesk.models]\ntinynet = my_package.tinynet\n")
-    return {**os.environ, "PYTHONPATH": str(site)}
+    path = [str(site), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def run(arguments: list[str], env: dict[str, str], cwd: Path) -> str:
