@@ -15,9 +15,12 @@ from segdesk.core.errors import InputError
 from segdesk.io.atomic import atomic_write_bytes, atomic_write_text
 from segdesk.io.packages import CARD, WEIGHTS, hash_weights, read_card
 from segdesk.nn.heads import HeadKind
-from segdesk.nn.outline import outline, shapes_of, without_head
+from segdesk.nn.outline import build_outline, outline, shapes_of, without_head
 from segdesk.nn.registry import architectures, build_network, find_architecture
 from segdesk.nn.spec import ModelSpec
+
+#: Up to so many classes are tried to say what weights are for.
+MOST_CLASSES = 32
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,26 @@ def load_weights(network: nn.Module, path: Path, card: ModelCard) -> None:
             f"The weights of {name!r} do not fit the network its card describes: tensors "
             + ", ".join(parts)
             + "."
-            + _what_fits(tensors, card)
+            + (_other_classes(tensors, card) or _what_fits(tensors, card))
         )
     network.load_state_dict(tensors, strict=True)
+
+
+def _other_classes(tensors: dict[str, Tensor], card: ModelCard) -> str:
+    """Say how many classes the weights are for, if nothing else is wrong with the card."""
+    shapes, spec = shapes_of(tensors), find_architecture(card.architecture)
+    options = {**spec.options, **card.options}
+    for classes in range(2, MOST_CLASSES + 1):
+        network = build_outline(spec, card.channels, classes, options)
+        found = shapes_of(network.state_dict())
+        if found == shapes:
+            return (
+                f" They tell {classes} classes apart and the card names {len(card.classes)}: "
+                "correct the card's classes and colors."
+            )
+        if without_head(found).keys() != without_head(shapes).keys():
+            break  # it is another network altogether
+    return ""
 
 
 def _what_fits(tensors: dict[str, Tensor], card: ModelCard) -> str:

@@ -58,6 +58,17 @@ def test_weights_of_another_architecture_are_named(
             "They are those of deeplab-v1 (small, head A)")  # fmt: skip
 
 
+def test_a_card_with_more_classes_than_its_weights_is_told_so(
+    tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
+) -> None:
+    disc_files(1)
+    model = package(tmp_path / "mine", "unet", ("background", "one", "two"))
+    other = package(tmp_path / "other", "unet")
+    shutil.copyfile(other / "weights.safetensors", model / "weights.safetensors")
+    refused(judge(segdesk, tmp_path, model), "of another shape",
+            "They tell 2 classes apart and the card names 3: correct the card's")  # fmt: skip
+
+
 def test_missing_tensors_are_counted(
     tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
 ) -> None:
