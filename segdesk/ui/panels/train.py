@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QWidget
+from qtpy.QtWidgets import QGridLayout, QLabel, QWidget
 
 from segdesk.config.app import RunHabits
 from segdesk.config.training import TrainingConfig
@@ -34,7 +34,7 @@ from segdesk.ui.plots import Curves
 from segdesk.ui.queue_list import QueueList
 from segdesk.ui.run_control import RunControl
 from segdesk.ui.starting import RunStarter
-from segdesk.ui.widgets import ActionButton, Hint, Panel, heading
+from segdesk.ui.widgets import ActionButton, CalmBar, Hint, Panel, heading
 from segdesk.ui.words import (
     learning_words,
     run_words,
@@ -95,7 +95,7 @@ class TrainPanel(Panel):
         self.control = RunControl(workbench)
         self.stop = self.control.stop
         self.said = Hint()
-        self.bar = QProgressBar()
+        self.bar = CalmBar()
         self.progress = Hint()
         self.queue = QueueList()
         self._pace = Pace(self._draw_course, self)
@@ -381,8 +381,7 @@ class TrainPanel(Panel):
             return
         last = self._last_step
         if last is not None and self._is_running:
-            self.bar.setRange(0, last.total)
-            self.bar.setValue(last.step)
+            self.bar.show_progress(last.step, last.total)
             if not self.control.is_stopping and not self.control.is_paused:
                 is_last = last.step == last.total
                 left = "checking the result" if is_last else time_words(last.seconds_left)
@@ -411,8 +410,7 @@ class TrainPanel(Panel):
         self.state.setStyleSheet(f"border-left: 4px solid {color}; padding-left: 6px;")
         self.bar.setVisible(self._is_running)
         if self._is_running:
-            self.bar.setRange(0, 1)  # not a moving one: each of its pictures costs time
-            self.bar.setValue(0)
+            self.bar.show_progress(0, 1)  # not a moving one: each of its pictures costs time
             self.progress.say("Starting the training process…")
         else:
             self.progress.say("")
