@@ -20,6 +20,7 @@ QFrame#card { background: #222c3a; border-radius: 12px; }
 QLabel { color: #e8edf3; background: transparent; }
 QLabel#title { font-size: 30px; font-weight: 600; }
 QLabel#hint { color: #9fb0c3; }
+QLabel#busy { font-size: 15px; margin: 12px 0px; }
 QLabel#section { color: #9fb0c3; font-weight: 600; margin-top: 10px; }
 QPushButton {
     text-align: left; padding: 12px 16px; border-radius: 8px; border: 1px solid #3a4a5f;
@@ -64,6 +65,11 @@ class StartPage(QWidget):
         layout.setContentsMargins(32, 28, 32, 28)
         layout.setSpacing(10)
         layout.addLayout(_heading(icon))
+        self.busy = QLabel()
+        self.busy.setObjectName("busy")
+        self.busy.setWordWrap(True)
+        self.busy.hide()
+        layout.addWidget(self.busy)
         self.sample_button = _button(
             "Open the sample project",
             "18 images of cell nuclei: from first mask to better model in minutes",
@@ -83,6 +89,18 @@ class StartPage(QWidget):
         layout.addLayout(self._recent)
         cover.installEventFilter(self)
         self.setGeometry(cover.rect())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is waited for."""
+        return bool(self.busy.text())
+
+    def say_busy(self, text: str) -> None:
+        """Say what is waited for, instead of offering something; nothing to offer it again."""
+        self.busy.setText(text)
+        self.busy.setVisible(bool(text))
+        for part in (*self.findChildren(QPushButton), *self.findChildren(QLabel, "section")):
+            part.setVisible(not text)
 
     def show_recent(self, projects: Sequence[Path]) -> None:
         """List the projects opened last; those that are gone are left out."""

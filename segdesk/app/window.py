@@ -58,7 +58,7 @@ class DesktopWindow(QObject):
         self.main.installEventFilter(self)
         self._arrange()
         self._docks = [d for d in self.main.findChildren(QDockWidget) if not d.isHidden()]
-        self.is_closed = False
+        self.is_closed = self._closes_later = False
         self._settings = load_settings()
         self.workbench.set_habits(self._settings.habits)
         self.workbench.habits_changed.connect(self._on_habits)
@@ -66,6 +66,7 @@ class DesktopWindow(QObject):
         self._menu = self._make_menu()
         self.workbench.session_opened.connect(self._on_opened)
         self.workbench.session_closed.connect(self._on_closed)
+        self.workbench.closing.connect(self._on_closing)
         if self._settings.last_folder is not None:
             self.workbench.last_folder = self._settings.last_folder
         if show:
@@ -190,6 +191,15 @@ class DesktopWindow(QObject):
         self.viewer.title = "SegDesk"
         self._show_start_page()
 
+    def _on_closing(self, text: str) -> None:
+        """Cover the image while the project's processes end: nothing can be done with it now."""
+        self.start_page.say_busy(text)
+        if text:
+            self.start_page.show()
+            self.start_page.raise_()
+        elif self._closes_later:
+            QTimer.singleShot(0, self.main.close)
+
     def _show_start_page(self) -> None:
         self._show_docks(False)
         self.start_page.show_recent(self._settings.recent)
@@ -267,8 +277,11 @@ class DesktopWindow(QObject):
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         """Ask before a run is ended, and end the workers before the window goes."""
         if watched is self.main and isinstance(event, QCloseEvent):
+            event.ignore()
+            if self.start_page.is_busy:
+                self._closes_later = True
+                return True
             if not self._may_close():
-                event.ignore()
                 return True
             self._settings = self._settings.model_copy(
                 update={"last_folder": self.workbench.last_folder}
@@ -281,6 +294,5 @@ class DesktopWindow(QObject):
             # Closed by its frame, napari's window would stay in memory; closed by the
             # viewer it goes. Not from within its own close event.
             QTimer.singleShot(0, self.viewer.close)
-            event.ignore()
             return True
         return super().eventFilter(watched, event)

@@ -415,9 +415,14 @@ class TrainingConfig(Knobs):
 
     def named(self, classes: Sequence[str]) -> tuple[str, ...]:
         """Return a model's class names as the project calls them (``same_classes``)."""
-        pairs = (part.partition("=") for part in self.same_classes.split(",") if part.strip())
-        ours = {theirs.strip(): name.strip() for name, _, theirs in pairs}
+        ours = {theirs: name for name, theirs in self.same_pairs.items()}
         return tuple(ours.get(name, name) for name in classes)
+
+    @property
+    def same_pairs(self) -> dict[str, str]:
+        """The model's name of a class by the project's, as ``same_classes`` has them."""
+        pairs = (part.partition("=") for part in self.same_classes.split(",") if part.strip())
+        return {name.strip(): theirs.strip() for name, _, theirs in pairs}
 
     @property
     def total_steps(self) -> int:

@@ -24,6 +24,7 @@ class FindingKind(StrEnum):
     NOTHING_TO_LEARN = "nothing to learn"
     MODEL = "model"
     SETTINGS = "settings"
+    OTHER_NAMES = "other names"
     CLASSES = "classes"
     CHANNELS = "channels"
     IMAGE = "image"

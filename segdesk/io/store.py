@@ -166,6 +166,16 @@ class ProjectStore(Journal):
     ) -> None:
         self.close()
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let the block, which only reads, see the project as it is now.
+
+        For a store of its own in a thread: revisions and strokes that are read one after the
+        other belong together, though the user goes on painting.
+        """
+        with self._database.snapshot():
+            yield
+
     def samples(self) -> list[Sample]:
         """Return all samples in the order they were added."""
         rows = self._database.rows("SELECT * FROM samples ORDER BY position")

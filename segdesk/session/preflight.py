@@ -20,6 +20,7 @@ from segdesk.io.atomic import free_bytes
 from segdesk.io.images import read_image
 from segdesk.io.packages import REHEARSAL, WEIGHTS
 from segdesk.io.store import ProjectStore
+from segdesk.session.class_names import class_question, written
 from segdesk.session.image_facts import ImageFacts, ImageFactsCache
 from segdesk.session.label_facts import LabelFacts, find_facts, tiny_pieces
 from segdesk.session.lookalikes import LookAlikes
@@ -249,6 +250,16 @@ def _check_model(scene: _Scene) -> None:
             f"The weights of {entry.name!r} ({weights}) are damaged ({error}); copy the model "
             "again.",
         )
+    question = class_question(scene.store, entry, scene.config)
+    if question is not None and not question.is_answered:
+        like = question.answers or {question.unknown[0]: question.free[0]}
+        scene.add(
+            FindingKind.OTHER_NAMES,
+            Severity.WARN,
+            f"{entry.name} may know {_list(question.unknown, 'or')} under another name "
+            f"({_list(question.free, 'or')}); if so, say it in Same classes (--set "
+            f'same_classes="{written(like)}").',
+        )
     ours, theirs = scene.store.classes.names, scene.config.named(entry.card.classes)
     unknown = [name for name in ours[1:] if name not in theirs]
     lost = [name for name in theirs[1:] if name not in ours]
@@ -265,9 +276,7 @@ def _check_model(scene: _Scene) -> None:
             FindingKind.CLASSES,
             Severity.WARN,
             f"{entry.name} knows {_list(lost)}, which this project does not have: the new model "
-            "will not know that any more, and images it learnt from are not repeated. Is it a "
-            "class of yours under another name? Say so in Same classes "
-            f'(--set same_classes="{ours[-1]}={lost[0]}").',
+            "will not know that any more, and images it learnt from are not repeated.",
         )
 
 

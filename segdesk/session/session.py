@@ -161,10 +161,14 @@ class Session:
         else:
             self._news[type(event)].emit(event)
 
-    def close(self) -> None:
-        """End what runs, then close the project."""
+    def end_work(self) -> None:
+        """End what runs and wait for it; any thread may, once nobody orders anything more."""
         if self._backend is not None:
             self._backend.close()
+
+    def close(self) -> None:
+        """End what runs, then close the project."""
+        self.end_work()
         for run in self.store.runs():
             if run.id in self._jobs and run.state is RunState.QUEUED:
                 reason = "SegDesk was closed before this run's turn came."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +24,13 @@ from segdesk.jobs.messages import EstimateOrder, VaryOrder
 from segdesk.session.models import ModelEntry, current_model, find_model, next_model_name
 from segdesk.session.predicting import check_channels
 from segdesk.session.session import Session
+
+#: Called with the number of parts of the work that are done, and of all; may raise.
+Progress = Callable[[int, int], None]
+
+
+def _silent(done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,12 @@ class Labelled:
     has_strokes: bool
 
 
-def labelled_samples(store: ProjectStore) -> list[Labelled]:
+def labelled_samples(store: ProjectStore, progress: Progress = _silent) -> list[Labelled]:
     """Return the samples on which a person has spoken."""
     found = []
-    for sample in store.samples():
+    samples = store.samples()
+    for done, sample in enumerate(samples):
+        progress(done, len(samples))
         annotation = store.annotation(sample.id)
         if annotation is not None and annotation.supervision.any():
             found.append(Labelled(sample, annotation, store.edit_counts(sample.id)[0] > 0))
@@ -123,9 +132,24 @@ def start(
     InputError
         No model, or nothing to learn from.
     """
-    store = session.store
+    return enqueue(session, prepare(session.store, config, model, new))
+
+
+def prepare(
+    store: ProjectStore,
+    config: TrainingConfig,
+    model: str | None = None,
+    new: NewModel | None = None,
+    progress: Progress = _silent,
+) -> Run:
+    """Write the folder of a run, as :func:`start` does; :func:`enqueue` starts it.
+
+    Reads the labels of the whole project, which takes its time, and writes nothing else: a
+    thread may do it with a store of its own, opened for reading only. Raised by ``progress``,
+    an exception ends it and takes the folder away.
+    """
     entry = None if new is not None else find_start(store, model)
-    labelled = labelled_samples(store)
+    labelled = labelled_samples(store, progress)
     unlabelled = [] if new is None or new.needs_labels else _without_labels(store, labelled)
     if not unlabelled:
         require_training_images(labelled)
@@ -156,10 +180,11 @@ def start(
         )
         (beside / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
         (beside / "config.json").write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
-    return _enqueue(session, Run(run_id, folder, base, RunState.QUEUED, manifest.new_model))
+    return Run(run_id, folder, base, RunState.QUEUED, manifest.new_model)
 
 
-def _enqueue(session: Session, run: Run) -> Run:
+def enqueue(session: Session, run: Run) -> Run:
+    """Start a run whose folder is written, or let it wait its turn; returns it as it is then."""
     session.put_run(run)
     session.start_next()
     return _find_run(session, run.id)
@@ -300,7 +325,7 @@ def resume(session: Session, run_id: str) -> Run:
             f"The run {run_id} cannot go on: it is {runs[run_id].state} and has no checkpoint to "
             "go on from; start a new one."
         )
-    return _enqueue(session, replace(runs[run_id], state=RunState.QUEUED, reason=""))
+    return enqueue(session, replace(runs[run_id], state=RunState.QUEUED, reason=""))
 
 
 def is_under_way(session: Session) -> bool:

@@ -50,7 +50,12 @@ from segdesk.training.devices import Team
 from segdesk.training.evaluate import Judge, predict_item
 from segdesk.training.feeds import CropFeed, Feed, few_threads
 from segdesk.training.metrics import confusion
-from segdesk.training.optimizing import WeightAverage, make_optimizer, set_training_mode
+from segdesk.training.optimizing import (
+    WeightAverage,
+    are_finite,
+    make_optimizer,
+    set_training_mode,
+)
 from segdesk.training.preview import write_preview
 from segdesk.training.quick import feature_feed
 from segdesk.training.settings import require_crop
@@ -88,7 +93,7 @@ class FineTuning:
     CanceledError
         The control was set; ``checkpoints/`` holds the weights and all else.
     SegDeskError
-        The loss became NaN or infinite, or memory is too small for a single crop.
+        The loss or its gradients became NaN or infinite, or memory is too small for a single crop.
     """
 
     def __init__(
@@ -285,7 +290,8 @@ class FineTuning:
     def _leave_diverged(self, what: str, step: int) -> NoReturn:
         """End the run before a step that would spoil the weights; those so far are kept."""
         kept = ""
-        if step > 1:
+        # A step with finite gradients can have spoilt them already.
+        if step > 1 and are_finite(self._average.mean):
             path = self._folder / "checkpoints" / "last.safetensors"
             if self._team.is_first:
                 save_checkpoint(path, self._average.mean, step - 1)

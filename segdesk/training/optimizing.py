@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,6 +96,11 @@ def set_training_mode(network: nn.Module, recipe: Recipe, *, freeze_norm: bool) 
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
+
+
+def are_finite(weights: Mapping[str, Tensor]) -> bool:
+    """Whether no weight is infinite or no number."""
+    return all(bool(torch.isfinite(value).all()) for value in weights.values())
 
 
 class WeightAverage:

@@ -1,10 +1,12 @@
-"""A thread for work that may take long, apart from the ones that read images."""
+"""Work that may take long: on a thread apart from those that read images, or waited for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from qtpy.QtCore import QEventLoop, QTimer
 
 from segdesk.jobs.cancel import CancelToken
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from segdesk.ui.bridge import Bridge
 
 Result = TypeVar("Result")
+
+#: So often it is looked whether what is waited for has ended, in ms.
+POLL: Final = 15
 
 
 class SlowThread:
@@ -21,11 +26,13 @@ class SlowThread:
     ----------
     bridge
         Brings the results to the main thread.
+    name
+        Of the thread.
     """
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: Bridge, name: str = "segdesk-slow") -> None:
         self._bridge = bridge
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="segdesk-slow")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._tokens: set[CancelToken] = set()
 
     def start(
@@ -52,3 +59,20 @@ class SlowThread:
         for token in list(self._tokens):
             token.cancel()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def wait_painting(work: Callable[[], None]) -> None:
+    """Do ``work`` on a thread and wait for it, while the window goes on painting.
+
+    Keys and clicks are kept for afterwards, so that nothing is asked of what is being ended.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="segdesk-closing") as pool:
+        done = pool.submit(work)
+        loop, timer = QEventLoop(), QTimer()
+        timer.timeout.connect(lambda: loop.quit() if done.done() else None)
+        timer.start(POLL)
+        if not done.done():
+            # Once the program itself is ending this returns at once, and the wait is a plain one.
+            loop.exec(QEventLoop.ProcessEventsFlag.ExcludeUserInputEvents)
+        timer.stop()
+    done.result()

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from segdesk.config.training import TrainingConfig
 from segdesk.core.errors import CanceledError
-from segdesk.core.finding import Finding, Severity
+from segdesk.core.finding import Finding, FindingKind, Severity
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.cancel import CancelToken
 from segdesk.session.training import NewModel
@@ -35,10 +35,12 @@ LOOKING: Final = "Looking at the images before you start…"
 class Checks(QWidget):
     """Examines the project on a thread and lists what it finds.
 
-    ``changed`` tells that an examination has begun or ended.
+    ``changed`` tells that an examination has begun or ended; ``names_wanted`` that the user
+    wants to say which class of the model is which of the project.
     """
 
     changed = Signal()
+    names_wanted = Signal()
 
     def __init__(self, workbench: Workbench) -> None:
         super().__init__()
@@ -149,8 +151,9 @@ class Checks(QWidget):
     def _hint(self, finding: Finding) -> Hint:
         hint = Hint()
         text = f"<b>{WORDS[finding.severity]}:</b> {escape(finding.text)}"
-        if finding.sample is not None:
-            text += ' <a style="color: #56b4e9" href="go">Go there</a>'
+        link = _link(finding)
+        if link:
+            text += f' <a style="color: #56b4e9" href="go">{link}</a>'
         hint.setTextFormat(Qt.TextFormat.RichText)
         hint.say(text)
         hint.setTextInteractionFlags(Qt.TextInteractionFlag.TextBrowserInteraction)
@@ -160,8 +163,17 @@ class Checks(QWidget):
 
     @reporting()
     def _go(self, finding: Finding) -> None:
-        if finding.sample is not None:
+        if finding.kind is FindingKind.OTHER_NAMES:
+            self.names_wanted.emit()
+        elif finding.sample is not None:
             self._workbench.go_to(finding.sample, finding.place)
+
+
+def _link(finding: Finding) -> str:
+    """Return what can be done about a finding with a click; nothing where nothing can."""
+    if finding.kind is FindingKind.OTHER_NAMES:
+        return "Say which is which"
+    return "Go there" if finding.sample is not None else ""
 
 
 def _examine(

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from napari.layers import Labels, Layer, Vectors
+from napari.layers import Labels, Layer
 from napari.utils.colormaps import DirectLabelColormap
 
 from segdesk.core.classes import ClassMap
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 CHANGES: Final = "Changes"
 SWIPE: Final = "Swipe"
-LINE: Final = "Swipe line"
+#: Label of the line between the masks, which no class can have.
+LINE: Final = 254
 LINE_COLOR: Final = "white"
+#: The line is one part in so many of the image wide, and a pixel at least.
+LINE_SHARE: Final = 400
+OPACITY: Final = 0.5
 
 
 class ComparisonLayers:
@@ -37,7 +41,6 @@ class ComparisonLayers:
         self._classes = classes
         self._changes: Labels | None = None
         self._swipe: Labels | None = None
-        self._line: Vectors | None = None
         self._sides: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]] | None = None
         self._column = 0
         self._hidden: list[Layer] = []
@@ -67,42 +70,68 @@ class ComparisonLayers:
         self._hide(below)
         self._sides = found.first, found.second
         self._column = column
-        both = np.concatenate((found.first[..., :column], found.second[..., column:]), axis=-1)
-        self._swipe = _labels(both, SWIPE, dict(class_colors(self._classes)), opacity=0.5)
+        colors: dict[int | None, Any] = {
+            value: color * (1, 1, 1, OPACITY)
+            for value, color in class_colors(self._classes).items()
+        }
+        colors[LINE] = LINE_COLOR
+        self._swipe = _labels(self._columns(0, found.first.shape[-1]), SWIPE, colors, opacity=1)
         self._add(self._swipe)
-        rows = both.shape[-2]
-        self._line = Vectors(
-            _line(column, rows),
-            name=LINE,
-            edge_color=LINE_COLOR,
-            edge_width=max(1.0, both.shape[-1] / 400),
-            vector_style="line",
-        )
-        self._add(self._line)
 
     def move_swipe(self, column: int) -> None:
-        """Move the line; only the columns it passes over are written anew."""
-        if self._swipe is None or self._sides is None or self._line is None:
+        """Move the line; only the columns it passes over are written and drawn anew."""
+        layer = self._swipe
+        if layer is None or self._sides is None:
             return
-        low, high = sorted((self._column, column))
-        side = self._sides[0] if column > self._column else self._sides[1]
-        self._swipe.data[..., low:high] = side[..., low:high]
+        low, high = min(self._column, column), max(self._column, column)
+        low, high = max(0, low - self._width), min(layer.data.shape[-1], high + self._width)
         self._column = column
-        self._swipe.refresh(thumbnail=False, highlight=False, extent=False)
-        self._line.data = _line(column, self._swipe.data.shape[-2])
+        layer.data[..., low:high] = self._columns(low, high)
+        self._show_columns(layer, low, high)
 
     def clear(self) -> None:
         """Take the layers away and show those again that were hidden for them."""
-        for layer in (self._changes, self._swipe, self._line):
+        for layer in (self._changes, self._swipe):
             with suppress(ValueError):  # the user may have deleted it
                 if layer is not None:
                     self._viewer.layers.remove(layer)
-        self._changes = self._swipe = self._line = self._sides = None
+        self._changes = self._swipe = self._sides = None
         for layer in self._hidden:
             layer.visible = True
         self._hidden = []
 
     # How ---------------------------------------------------------------------
+
+    @property
+    def _width(self) -> int:
+        """Width of the line in pixels."""
+        return max(1, self._sides[0].shape[-1] // LINE_SHARE) if self._sides is not None else 0
+
+    def _columns(self, low: int, high: int) -> npt.NDArray[np.uint8]:
+        """Return what the swipe shows of some columns; at the image's edges there is no line."""
+        assert self._sides is not None
+        first, second = self._sides
+        between = min(max(self._column, low), high)
+        shown = np.concatenate((first[..., low:between], second[..., between:high]), axis=-1)
+        if 0 < self._column < first.shape[-1]:
+            left = self._column - self._width // 2
+            start, stop = (min(max(x, low), high) for x in (left, left + self._width))
+            shown[..., start - low : stop - low] = LINE
+        return shown
+
+    def _show_columns(self, layer: Labels, low: int, high: int) -> None:
+        """Bring some columns of the layer on screen.
+
+        The event is what napari sends itself after a stroke of its brush: that part alone
+        goes to the graphics card. Drawing the whole layer anew takes time by its size.
+        """
+        dims = self._viewer.dims
+        before = dims.ndim - layer.ndim
+        if dims.ndisplay != 2 or tuple(dims.displayed) != (dims.ndim - 2, dims.ndim - 1):
+            layer.refresh(thumbnail=False, highlight=False, extent=False)
+            return
+        planes = tuple(dims.current_step[before : dims.ndim - 2])
+        layer.events.labels_update(data=layer.data[planes][:, low:high], offset=(0, low))
 
     def _hide(self, layers: Sequence[Layer | None]) -> None:
         self._hidden = [layer for layer in layers if layer is not None and layer.visible]
@@ -125,8 +154,3 @@ def _labels(
     )
     layer.editable = False
     return layer
-
-
-def _line(column: int, rows: int) -> npt.NDArray[np.float32]:
-    """Return a vector (1, 2, 2) down the left edge of a column; a pixel's centre is whole."""
-    return np.array([[[-0.5, column - 0.5], [rows, 0]]], np.float32)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import pyqtgraph as pg
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtWidgets import QGraphicsItem, QVBoxLayout, QWidget
 
 from segdesk.jobs.messages import Stepped
 
@@ -34,7 +34,9 @@ class Curves(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self._total = 0
+        self._total = self._drawn_total = 0
+        #: What was added and is not drawn yet.
+        self._has_new_steps = self._has_new_dice = False
         self._steps: list[int] = []
         self._losses: list[float] = []
         self._smooth: list[float] = []
@@ -64,6 +66,7 @@ class Curves(QWidget):
         for values in (self._steps, self._losses, self._smooth, self._rates):
             values.clear()
         self._total = 0
+        self._has_new_steps = self._has_new_dice = True
         self._dice.clear()
         self._colors = colors or {}
         for line in self._dice_lines.values():
@@ -82,9 +85,11 @@ class Curves(QWidget):
             self._rates.append(step.learning_rate)
         if steps:
             self._total = steps[-1].total
+            self._has_new_steps = True
 
     def add_evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Add what the validation images came to; None means there are none."""
+        self._has_new_dice = True
         found = {"images held back": scores.get("dice")}
         found["images it knew"] = (scores.get("remembered") or {}).get("dice")
         classes = scores.get("per_class") or {}
@@ -119,17 +124,21 @@ class Curves(QWidget):
         return bool(self._steps)
 
     def draw(self) -> None:
-        """Draw all that is known."""
-        if self._total:
+        """Draw all that is known; what is drawn already is left alone."""
+        if self._total and self._total != self._drawn_total:
             self._loss_plot.setXRange(0, self._total, padding=0.02)
-        steps = _thinned(self._steps)
-        self._raw.setData(steps, _thinned(self._losses))
-        self._line.setData(steps, _thinned(self._smooth))
-        self._rate_line.setData(steps, _thinned(self._rates))
-        for name, points in self._dice.items():
-            if name not in self._dice_lines:
-                self._dice_lines[name] = self._add_line(name)
-            self._dice_lines[name].setData([p[0] for p in points], [p[1] for p in points])
+            self._drawn_total = self._total
+        if self._has_new_steps:
+            steps = _thinned(self._steps)
+            self._raw.setData(steps, _thinned(self._losses))
+            self._line.setData(steps, _thinned(self._smooth))
+            self._rate_line.setData(steps, _thinned(self._rates))
+        if self._has_new_dice:
+            for name, points in self._dice.items():
+                if name not in self._dice_lines:
+                    self._dice_lines[name] = self._add_line(name)
+                self._dice_lines[name].setData([p[0] for p in points], [p[1] for p in points])
+        self._has_new_steps = self._has_new_dice = False
 
     def _forget_from(self, step: int) -> None:
         while self._steps and self._steps[-1] >= step:
@@ -167,6 +176,8 @@ def make_plot(title: str, legend_offset: tuple[int, int] | None, height: int) ->
         axis.enableAutoSIPrefix(False)
         axis.setPen(FOREGROUND)
         axis.setTextPen(FOREGROUND)
+        # Ticks, numbers and grid take longer to draw than any curve, and hardly ever change.
+        axis.setCacheMode(QGraphicsItem.CacheMode.DeviceCoordinateCache)
     plot.getAxis("left").setWidth(64)
     return plot
 

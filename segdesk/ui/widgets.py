@@ -11,6 +11,7 @@ from qtpy.QtWidgets import (
     QDockWidget,
     QFrame,
     QLabel,
+    QProgressBar,
     QPushButton,
     QScrollArea,
     QSizePolicy,
@@ -73,6 +74,22 @@ class ActionButton(QPushButton):
         self.setToolTip(reason or self._tip)
 
 
+class CalmBar(QProgressBar):
+    """A progress bar that is painted with everything else.
+
+    Qt's own paints itself within each call, and with it, beside an image that OpenGL draws,
+    the whole window: twice in a frame in which anything else has changed.
+    """
+
+    def show_progress(self, done: int, total: int) -> None:
+        """Show how much is done, at the next frame."""
+        if (done, total) != (self.value(), self.maximum()):
+            self.setUpdatesEnabled(False)
+            self.setRange(0, total)
+            self.setValue(done)
+            self.setUpdatesEnabled(True)
+
+
 class ElidingCombo(QComboBox):
     """A choice whose text ends in dots where there is no room for it."""
 
@@ -109,6 +126,7 @@ class Panel(QScrollArea):
         super().__init__()
         self._dock: QDockWidget | None = None
         self._was_seen = False
+        self._width = 0
         self._settled = QTimer(self)  # where things are is known once the layout is done
         self._settled.setSingleShot(True)
         self._settled.timeout.connect(self._tell_seen)
@@ -162,7 +180,10 @@ class Panel(QScrollArea):
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         """Grow with the contents."""
         if event.type() == QEvent.Type.LayoutRequest:
-            self.updateGeometry()
+            width = self._inside.minimumSizeHint().width()
+            if width != self._width:  # or else the whole window is laid out for every word
+                self._width = width
+                self.updateGeometry()
         return super().eventFilter(watched, event)
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from segdesk.session.correcting import Correction
 from segdesk.session.sample_project import make_sample_project
 from segdesk.session.session import Session, engine_log
 from segdesk.session.workers import WorkerBackend
-from segdesk.ui.background import SlowThread
+from segdesk.ui.background import SlowThread, wait_painting
 from segdesk.ui.bridge import Bridge, notify, reporting
 from segdesk.ui.layers import SampleLayers
 from segdesk.ui.live import LivePrediction
@@ -49,6 +49,9 @@ SURROUNDINGS = 2.0
 
 #: Side of what is brought into view around a pixel, in pixels.
 NEIGHBOURHOOD = 48
+
+CLOSING: Final = "Closing the project…"
+STOPPING: Final = "Closing the project. The run under way writes its checkpoint and ends…"
 
 #: Labels, uncertainty, and the uncertainty shown as *guessing*.
 Maps = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], float]
@@ -74,6 +77,7 @@ class Workbench:
 
     session_opened = Signal(object)  # Session
     session_closed = Signal()
+    closing = Signal(str)  # what is waited for after that; empty once it is over
     sample_opening = Signal(str)  # id; its image is being read
     sample_shown = Signal(str)  # id; its layers are there
     jobs_ordered = Signal(list)  # ids of prediction jobs
@@ -88,6 +92,7 @@ class Workbench:
         self._bridge: Bridge | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._slow: SlowThread | None = None
+        self._prompt: SlowThread | None = None
         self._sample_id: str | None = None
         self._correction: Correction | None = None
         self._opening = 0
@@ -115,6 +120,11 @@ class Workbench:
     def slow(self) -> SlowThread | None:
         """Where pixels are counted; None without a project."""
         return self._slow
+
+    @property
+    def prompt(self) -> SlowThread | None:
+        """For what the user waits for, behind nothing else; None without a project."""
+        return self._prompt
 
     @property
     def bridge(self) -> Bridge | None:
@@ -172,6 +182,7 @@ class Workbench:
         self._bridge = Bridge(session.handle)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="segdesk-io")
         self._slow = SlowThread(self._bridge)
+        self._prompt = SlowThread(self._bridge, "segdesk-prompt")
         backend = WorkerBackend(
             on_event=self._bridge.put, engine_log=engine_log(session.store.folder)
         )
@@ -204,20 +215,32 @@ class Workbench:
         self._opening += 1
         self._live.close()
         self._leave_sample()
-        if self._bridge is not None:
-            self._bridge.close()
-            self._bridge = None
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
-        if self._slow is not None:
-            self._slow.close()
-            self._slow = None
+        bridge, self._bridge = self._bridge, None
+        if bridge is not None:
+            bridge.close()
+        slow, prompt, self._slow, self._prompt = self._slow, self._prompt, None, None
+        pool, self._pool = self._pool, None
         layers, self.layers = self.layers, None
-        if not is_window_gone:
+
+        def end() -> None:
+            """Wait for threads and processes, which may have a checkpoint to write."""
+            for thread in (slow, prompt):
+                if thread is not None:
+                    thread.close()
+            if pool is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
+            session.end_work()
+
+        if is_window_gone:
+            end()
+        else:
+            is_stopping = training.is_under_way(session)
             if layers is not None:
                 layers.remove()
             self.session_closed.emit()
+            self.closing.emit(STOPPING if is_stopping else CLOSING)
+            wait_painting(end)
+            self.closing.emit("")
         session.close()
 
     # The sample on screen ------------------------------------------------------

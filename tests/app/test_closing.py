@@ -107,3 +107,26 @@ def test_without_a_run_nothing_is_asked(
     window.main.close()
     qtbot.waitUntil(lambda: window.is_closed)
     assert left == []
+
+
+def test_the_window_goes_on_painting_while_its_processes_end(
+    window: DesktopWindow, folder: Path, qtbot: QtBot
+) -> None:
+    window.workbench.open_project(folder)
+    looks: list[tuple[bool, str]] = []
+    timer = QTimer()
+    timer.timeout.connect(
+        lambda: looks.append((window.start_page.isVisible(), window.start_page.busy.text()))
+    )
+    timer.start(10)
+    window.close_project()  # the prediction process has to leave
+    timer.stop()
+    assert looks
+    assert looks[0] == (True, "Closing the project…")
+    assert window.start_page.busy.isHidden()
+    assert window.start_page.open_button.isVisible()
+    window.workbench.open_project(folder)
+    QTimer.singleShot(0, window.main.close)  # while the project is being closed
+    window.close_project()
+    assert not window.is_closed
+    qtbot.waitUntil(lambda: window.is_closed)

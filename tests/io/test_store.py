@@ -287,3 +287,19 @@ def test_a_run_ends_once(store: ProjectStore) -> None:
         store.put_run(replace(stopped, state=RunState.RUNNING))
     store.put_run(replace(stopped, state=RunState.QUEUED))
     assert store.runs()[1].state is RunState.QUEUED
+
+
+def test_a_snapshot_keeps_labels_and_strokes_together(store: ProjectStore) -> None:
+    """A stroke that becomes part of a revision meanwhile is in what is read, and once."""
+    store.append_edit("a", stroke(1))
+    with ProjectStore.open(store.folder, read_only=True) as reader, reader.snapshot():
+        now = store.annotation("a")
+        assert now is not None
+        store.write_revision("a", now.labels * 0, now.supervision, origin="test")
+        seen = reader.annotation("a")
+        assert seen is not None
+        assert (seen.labels == now.labels).all()
+        assert seen.labels.any()
+        assert reader.edit_counts("a") == (1, 0)
+    with ProjectStore.open(store.folder, read_only=True) as reader:
+        assert reader.edit_counts("a") == (0, 0)

@@ -20,6 +20,7 @@ from segdesk.core.manifest import CHECKPOINT
 from segdesk.core.run import RunState
 from segdesk.jobs.control import RunControl
 from segdesk.jobs.messages import AnyEvent, Paused, Said, Stepped
+from segdesk.training.checkpoint import load_state, save_state
 from segdesk.training.run import run_folder
 
 Train = Callable[..., Any]
@@ -77,6 +78,48 @@ def test_an_interrupted_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     assert [e["event"] for e in lines].count("finished") == 1
     assert not (folder / CHECKPOINT).exists()
     assert any("Goes on after step" in e.text for e in rest if isinstance(e, Said))
+
+
+def plant(state: dict[str, Any], *, what: str) -> None:
+    """Spoil a checkpoint: features so large that gradients overflow and the loss does not."""
+    network = state["network"]
+    for name in ("weight", "bias"):
+        network[f"decoder.blocks.3.4.{name}"] *= 1e25
+    network["head.branches.0.output.weight"] *= 1e-25
+    if what == "weights":
+        state["average"]["head.branches.0.output.bias"][0] = torch.inf
+
+
+@pytest.mark.parametrize("what", ["gradients", "weights"])
+def test_gradients_without_an_end_are_named_and_the_last_good_weights_kept(
+    tmp_path: Path, train: Train, make_model: MakeModel, what: str
+) -> None:
+    """The loss says nothing of it; nor are weights kept that an earlier step spoilt."""
+    control = RunControl()
+    done = train(
+        "r", make_model(tmp_path / "m"), token=control, on_event=interrupt("between", control),
+        **LONG,
+    )  # fmt: skip
+    state = load_state(done.folder / CHECKPOINT)
+    good = {name: value.clone() for name, value in state["average"].items()}
+    plant(state, what=what)
+    save_state(done.folder / CHECKPOINT, state)
+    kept = done.folder / "checkpoints" / "last.safetensors"
+    kept.unlink()
+    end = run_folder(done.folder, lambda event: None, RunControl())
+    assert end.state is RunState.FAILED
+    assert "The gradients became infinite or no numbers at step 7" in end.reason
+    assert "try a lower learning rate" in end.reason
+    assert not (done.folder / "model").exists()
+    best = done.folder / "checkpoints" / "best.safetensors"
+    assert f"did best so far are in {best}" in end.reason
+    if what == "weights":
+        assert not kept.exists()
+        assert str(kept) not in end.reason
+        return
+    assert f"The weights after step 6, the last good ones, are kept in {kept}" in end.reason
+    weights = load_file(kept)
+    assert all(torch.equal(value, weights[name]) for name, value in good.items())
 
 
 def test_a_damaged_checkpoint_is_said_and_nothing_is_lost(
@@ -165,6 +208,7 @@ import psutil, torch
 from pathlib import Path
 from segdesk.jobs.control import RunControl
 from segdesk.jobs.messages import Stepped
+from segdesk.training.checkpoint import load_state, save_state
 from segdesk.training.run import run_folder
 
 said, losses = [], []

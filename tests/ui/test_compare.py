@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from napari import Viewer
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
 
+from segdesk.core.classes import ClassMap
 from segdesk.core.prediction import Prediction
 from segdesk.core.run import RunState
+from segdesk.core.sample import Split
 from segdesk.io.labels import write_plane
 from segdesk.io.packages import CARD, bundled_packages, hash_weights, install_package, read_card
 from segdesk.jobs.messages import Finished, PredictionReady, PredictOrder
+from segdesk.session.comparing import ComparedImage, Comparison
 from segdesk.session.models import find_model
 from segdesk.session.session import Session
 from segdesk.session.workers import WorkerBackend
+from segdesk.ui.comparison_layers import LINE, ComparisonLayers
 from segdesk.ui.workbench import Workbench
 from tests.ui.conftest import show
 
@@ -92,7 +98,9 @@ def test_two_models_are_compared_and_swiped_and_the_worst_image_is_a_click_away(
     assert "Changes" not in layers
     panel.slider.setValue(20)
     qtbot.waitUntil(
-        lambda: layers["Swipe"].data[0].tolist() == [1] * 16 + [0] * 4 + [1] * 12 + [0] * 32
+        lambda: (
+            layers["Swipe"].data[0].tolist() == [1] * 16 + [0] * 4 + [LINE] + [1] * 11 + [0] * 32
+        )
     )
     panel.slider.setValue(SIZE)
     qtbot.waitUntil(lambda: np.array_equal(layers["Swipe"].data, half(16)))
@@ -159,3 +167,32 @@ def test_one_model_is_not_enough(workbench: Workbench, project: list[str]) -> No
     panel: Any = workbench.panels["Compare"]
     assert "one model only" in panel.reason.text()
     assert not panel.compare.isEnabled()
+
+
+@pytest.mark.parametrize("planes", [(), (3,)])
+def test_a_moved_swipe_looks_as_if_drawn_anew(
+    make_napari_viewer: Callable[..., Viewer], planes: tuple[int, ...]
+) -> None:
+    """Only the columns passed over go to the screen; what is there is right all the same."""
+    viewer = make_napari_viewer(show=True)
+    random = np.random.default_rng(0)
+    first, second = random.integers(0, 3, (2, *planes, 300, 900), np.uint8)
+    viewer.add_image(np.zeros((*planes, 300, 900), np.uint8))
+    layers = ComparisonLayers(viewer, ClassMap.from_names(("background", "a", "b")))
+    row = ComparedImage("x", "x", Split.TRAIN, 0, 0, 0, 0, None)
+    layers.show_swipe(Comparison(first, second, first, row), 450, ())
+    assert layers.swipe is not None
+    if planes:
+        viewer.dims.set_current_step(0, 1)
+    uploaded: list[int] = []
+    layers.swipe.events.labels_update.connect(lambda event: uploaded.append(event.data.size))
+    for column in (470, 200, 0, 900, 640):
+        layers.move_swipe(column)
+        moved = viewer.screenshot(flash=False)
+        layers.swipe.refresh()
+        assert (viewer.screenshot(flash=False) == moved).all(), column
+    line = layers.swipe.data[..., 639:641]
+    assert (line == LINE).all()
+    assert (layers.swipe.data[..., :639] == first[..., :639]).all()
+    assert (layers.swipe.data[..., 641:] == second[..., 641:]).all()
+    assert uploaded[0] < 300 * 30  # not the 270,000 pixels of the layer

@@ -66,7 +66,9 @@ def is_in_view(panel: Any, widget: Any) -> bool:
 def start_run(workbench: Workbench, session: Session, qtbot: QtBot) -> str:
     assert workbench.current_correction is not None
     workbench.current_correction.accept()
+    before = len(session.store.runs())
     qtbot.mouseClick(workbench.panels["Train"].start, LEFT)
+    qtbot.waitUntil(lambda: len(session.store.runs()) > before)
     return session.store.runs()[-1].id
 
 

@@ -117,7 +117,8 @@ def test_images_of_other_channels_are_refused_by_name(
     workbench.raise_panel("Train")
     choose(panel, "wnet")
     qtbot.mouseClick(panel.start, Qt.MouseButton.LeftButton)
-    qtbot.waitUntil(lambda: not panel.start.isEnabled())
+    qtbot.waitUntil(lambda: bool(panel.checks.hints))
+    assert not panel.start.isEnabled()
     assert manifests == []
     said = panel.start.toolTip()
     assert said in panel.checks.hints[0].text()

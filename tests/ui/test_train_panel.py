@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from napari.utils.notifications import notification_manager
 from PIL import Image
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
@@ -94,6 +95,7 @@ def test_a_run_is_paused_stopped_and_resumed_while_another_waits(
     assert workbench.bridge is not None
     put = workbench.bridge.put
     qtbot.mouseClick(panel.start, LEFT)
+    qtbot.waitUntil(lambda: len(session.store.runs()) == 1)
     (run,) = session.store.runs()
     assert panel.start.text() == "Queue another run"
     # Curves and a picture that changes as the model learns.
@@ -232,3 +234,42 @@ def test_examples_of_augmentation_are_shown(
     box.setChecked(True)
     assert [habits.use_better for habits in kept] == [True]
     dialog.close()
+
+
+def test_painting_goes_on_while_a_run_is_prepared_and_it_can_be_called_off(
+    session: Session, workbench: Workbench, project: list[str], qtbot: QtBot
+) -> None:
+    panel: Any = workbench.panels["Train"]
+    qtbot.mouseClick(panel.start, LEFT)
+    # The click is over, and the labels of the project are still being read.
+    assert panel.start.text() == "Getting ready…"
+    assert not panel.start.isEnabled()
+    assert "Reading the labels" in panel.reason.text()
+    assert not session.store.runs()
+    qtbot.mouseClick(panel.starter.cancel, LEFT)
+    assert panel.start.text() == "Start fine-tuning"
+    assert panel.start.isEnabled()
+    qtbot.mouseClick(panel.start, LEFT)
+    assert workbench.current_correction is not None
+    workbench.current_correction.stroke((0, 0), np.full((4, 4), 0, np.uint8), "paint")
+    qtbot.waitUntil(lambda: bool(session.store.runs()))
+    assert panel.start.text() == "Queue another run"
+    assert panel.starter.cancel.isHidden()
+    (run,) = session.store.runs()
+    # What was called off left nothing.
+    qtbot.waitUntil(lambda: list((session.store.folder / "runs").iterdir()) == [run.folder])
+
+
+def test_what_keeps_a_run_from_starting_is_told_and_the_button_comes_back(
+    session: Session, workbench: Workbench, project: list[str], qtbot: QtBot
+) -> None:
+    panel: Any = workbench.panels["Train"]
+    annotation = session.store.annotation(project[0])
+    assert annotation is not None
+    session.store.revision_file(project[0], annotation.revision).unlink()
+    before = len(notification_manager.records)
+    qtbot.mouseClick(panel.start, LEFT)
+    qtbot.waitUntil(lambda: len(notification_manager.records) > before)
+    assert project[0] in notification_manager.records[before].message
+    assert panel.start.isEnabled()
+    assert not session.store.runs()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QWidget
+from qtpy.QtWidgets import QGridLayout, QLabel, QWidget
 
 from segdesk.config.app import RunHabits
 from segdesk.config.training import TrainingConfig
@@ -22,7 +22,7 @@ from segdesk.session import models, predicting, training
 from segdesk.session.annotating import learning_curve
 from segdesk.session.session import Session
 from segdesk.ui.bridge import Steps, reporting
-from segdesk.ui.checks import LOOKING, Checks
+from segdesk.ui.checks import Checks
 from segdesk.ui.estimates import Estimates
 from segdesk.ui.examples import ExamplesButton
 from segdesk.ui.forms import KnobsForm
@@ -33,7 +33,8 @@ from segdesk.ui.picture import Picture
 from segdesk.ui.plots import Curves
 from segdesk.ui.queue_list import QueueList
 from segdesk.ui.run_control import RunControl
-from segdesk.ui.widgets import ActionButton, Hint, Panel, heading
+from segdesk.ui.starting import RunStarter
+from segdesk.ui.widgets import ActionButton, CalmBar, Hint, Panel, heading
 from segdesk.ui.words import (
     learning_words,
     run_words,
@@ -80,7 +81,6 @@ class TrainPanel(Panel):
         self._verdicts: dict[str, Verdict] = {}
         self._is_stale = True
         self._is_outlook_stale = True
-        self._wants_start = False
         self.source = Hint()
         self.outlook = Hint()
         self.origin = StartFrom()
@@ -88,16 +88,14 @@ class TrainPanel(Panel):
         self.examples = ExamplesButton(workbench, self.form.value)
         self.form.add_below("augment", self.examples)
         self.estimates = Estimates(workbench, self.form, self)
-        self.start = ActionButton(
-            "Start fine-tuning", self._start, "Runs in the background; you can go on painting."
-        )
-        self.reason = Hint()
         self.checks = Checks(workbench)
+        self.starter = RunStarter(workbench, self.form, self.origin, self.checks)
+        self.start, self.reason = self.starter.start, self.starter.reason
         self.state = Hint()
         self.control = RunControl(workbench)
         self.stop = self.control.stop
         self.said = Hint()
-        self.bar = QProgressBar()
+        self.bar = CalmBar()
         self.progress = Hint()
         self.queue = QueueList()
         self._pace = Pace(self._draw_course, self)
@@ -123,7 +121,7 @@ class TrainPanel(Panel):
 
     def _lay_out(self) -> None:
         parts: tuple[QWidget, ...] = (
-            self.source, self.outlook, self.origin, self.form, self.start, self.reason, self.checks,
+            self.source, self.outlook, self.origin, self.form, self.starter, self.checks,
             self.state, self.control, self.bar, self.progress, self.said, self.queue,
             self.scores, self.verdict, self.use, self.back,
             self.preview, self.curves, self.models, heading("What happens by itself"),
@@ -137,7 +135,8 @@ class TrainPanel(Panel):
         self.origin.changed.connect(self._on_origin)
         for form in (self.form, self.origin.form):
             form.changed.connect(self._ask_later)
-        self.checks.changed.connect(self._on_checked)
+        self.checks.changed.connect(self._update)
+        self.starter.pressed.connect(self._look_at_once)
         self.queue.unwanted.connect(self._remove)
         self.models.wanted.connect(self._use_model)
         self.habits.changed.connect(self._take_habits)
@@ -206,8 +205,8 @@ class TrainPanel(Panel):
     @reporting()
     def _on_closed(self) -> None:
         self._settled.stop()
-        self._wants_start = False
         self._done = None
+        self.starter.drop()
         self.checks.clear()
         self.estimates.clear()
         self._show_run(None)
@@ -279,15 +278,6 @@ class TrainPanel(Panel):
         self.said.say(text)
 
     @reporting()
-    def _on_checked(self) -> None:
-        """Go on with what waited for the look at the project."""
-        self._update()
-        if self._wants_start and not self.checks.is_asking:
-            self._wants_start = False
-            if not self.checks.stop_reason:
-                self._start_now()
-
-    @reporting()
     def _on_habits(self, habits: RunHabits) -> None:
         if habits != self.habits.value():
             self.habits.set_value(habits)
@@ -296,21 +286,6 @@ class TrainPanel(Panel):
         return self._run is not None and self._run.id == job
 
     # What goes out -------------------------------------------------------------
-
-    def _start(self) -> None:
-        if self._settled.isActive() and self.is_seen:
-            self._settled.stop()
-            self._look()
-        if self.checks.is_asking:
-            self._wants_start = True
-            self.reason.say(LOOKING)
-        else:
-            self._start_now()
-
-    def _start_now(self) -> None:
-        session = self._workbench.session
-        if session is not None:
-            training.start(session, self.form.value(), new=self.origin.value())
 
     @reporting()
     def _remove(self, run_id: str) -> None:
@@ -354,6 +329,12 @@ class TrainPanel(Panel):
         self._is_stale = True
         if self.is_seen and self._workbench.session is not None:
             self._settled.start()
+
+    def _look_at_once(self) -> None:
+        """Begin the look at the project now, if one is due."""
+        if self._settled.isActive() and self.is_seen:
+            self._settled.stop()
+            self._look()
 
     @reporting()
     def _look(self) -> None:
@@ -400,8 +381,7 @@ class TrainPanel(Panel):
             return
         last = self._last_step
         if last is not None and self._is_running:
-            self.bar.setRange(0, last.total)
-            self.bar.setValue(last.step)
+            self.bar.show_progress(last.step, last.total)
             if not self.control.is_stopping and not self.control.is_paused:
                 is_last = last.step == last.total
                 left = "checking the result" if is_last else time_words(last.seconds_left)
@@ -430,8 +410,7 @@ class TrainPanel(Panel):
         self.state.setStyleSheet(f"border-left: 4px solid {color}; padding-left: 6px;")
         self.bar.setVisible(self._is_running)
         if self._is_running:
-            self.bar.setRange(0, 1)  # not a moving one: each of its pictures costs time
-            self.bar.setValue(0)
+            self.bar.show_progress(0, 1)  # not a moving one: each of its pictures costs time
             self.progress.say("Starting the training process…")
         else:
             self.progress.say("")
@@ -475,11 +454,9 @@ class TrainPanel(Panel):
         samples = session.store.samples() if session is not None else []
         reason = NO_PROJECT if session is None else self._why_not(samples)
         self.source.say(learning_words(samples) if session is not None else "")
-        self.reason.say(reason)
-        self.start.set_reason(reason or self.checks.stop_reason)
         is_new = self.origin.architecture is not None
         first = "Start training" if is_new else "Start fine-tuning"
-        self.start.setText("Queue another run" if self._is_running else first)
+        self.starter.show_state("Queue another run" if self._is_running else first, reason)
 
     def _why_not(self, samples: list[Sample]) -> str:
         """Say why the run cannot start; empty when it can."""
