@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -14,12 +14,22 @@ if TYPE_CHECKING:
     LabelArray = npt.NDArray[np.uint8]
 
 
+#: So many pixels are looked at together where labels are gone through.
+BAND_PIXELS: Final = 4 * 2**20
+
+
 class Supervision(IntEnum):
     """What a person has said about a pixel's label."""
 
     UNSEEN = 0
     ACCEPTED = 1
     CORRECTED = 2
+
+
+class Sliceable(Protocol):
+    """Labels in memory, or in a file that is read piece by piece."""
+
+    def __getitem__(self, key: slice, /) -> LabelArray: ...
 
 
 @dataclass(frozen=True)
@@ -89,14 +99,35 @@ class Annotation:
         self.labels[edit.box] = labels
         self.supervision[edit.box] = supervision
 
-    def refreshed(self, prediction: LabelArray) -> Annotation:
-        """Take ``prediction`` where no person has spoken, keep the rest."""
-        labels = np.where(self.supervision == Supervision.UNSEEN, prediction, self.labels)
-        return Annotation(self.sample_id, self.revision, labels, self.supervision.copy())
+    def refresh(self, prediction: Sliceable) -> bool:
+        """Take ``prediction`` where no person has spoken, keep the rest, in place.
+
+        Returns
+        -------
+        bool
+            Whether no label changed by it.
+        """
+        is_same = True
+        # Row by row or plane by plane of a large image: a mask of all of it is as large again.
+        rows = max(1, BAND_PIXELS * len(self.labels) // max(1, self.labels.size))
+        for start in range(0, len(self.labels), rows):
+            band = slice(start, start + rows)
+            changed = self.supervision[band] == Supervision.UNSEEN
+            taken = prediction[band]
+            changed &= taken != self.labels[band]
+            if changed.any():
+                is_same = False
+                np.copyto(self.labels[band], taken, where=changed)
+        return is_same
+
+    def refreshed(self, prediction: Sliceable) -> Annotation:
+        """Return :meth:`refresh` done on a copy."""
+        annotation = self.copy()
+        annotation.refresh(prediction)
+        return annotation
 
     def accepted(self) -> Annotation:
-        """Mark every pixel not corrected as accepted."""
-        supervision = np.where(
-            self.supervision == Supervision.UNSEEN, np.uint8(Supervision.ACCEPTED), self.supervision
-        )
-        return Annotation(self.sample_id, self.revision, self.labels.copy(), supervision)
+        """Mark every pixel not corrected as accepted; the labels are the very same array."""
+        supervision = self.supervision.copy()
+        supervision[supervision == Supervision.UNSEEN] = Supervision.ACCEPTED
+        return Annotation(self.sample_id, self.revision, self.labels, supervision)

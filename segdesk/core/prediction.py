@@ -82,7 +82,8 @@ class Prediction:
         Name of the model.
     folder
         Holds ``labels.tif`` (uint8), ``uncertainty.tif`` (float32, 0 to 1),
-        ``probabilities.zarr`` (float16, class first) and ``provenance.json``.
+        ``probabilities.zarr`` (float16, class first) and ``provenance.json``. Of a very
+        large image ``labels.zarr`` and ``uncertainty.zarr``, (Z, Y, X), in place of the TIFFs.
     score
         Share of unsure pixels, 0 to 1 (see :data:`UNSURE_MARGIN`).
     """

@@ -164,13 +164,16 @@ def fit_scaler(
     """
     picked = tuple(range(source.channels)) if channels is None else tuple(channels)
     if source.is_lazy and source.nbytes > WHOLE_BYTES:
-        values = np.concatenate([choose_channels(b, picked).reshape(-1) for b in _blocks(source)])
+        values = np.concatenate(
+            [choose_channels(b, picked).reshape(-1) for b in read_blocks(source)]
+        )
     else:
         values = choose_channels(source.read_level(), picked).reshape(-1)
     return Scaler(*_limits(values, how), how.mean, how.std)
 
 
-def _blocks(source: ImageSource) -> list[npt.NDArray[Any]]:
+def read_blocks(source: ImageSource) -> list[npt.NDArray[Any]]:
+    """Read the blocks that tell the values of a large image; see :func:`fit_scaler`."""
     height, width = source.shape[-2:]
     high, wide = min(height, BLOCK_SIDE), min(width, BLOCK_SIDE)
     blocks = []

@@ -8,7 +8,7 @@ import secrets
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from segdesk.core.errors import InputError
 
@@ -28,13 +28,20 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     InputError
         The disk is full, read-only, or the user may not write there.
     """
+    with atomic_stream(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def atomic_stream(path: Path) -> Iterator[BinaryIO]:
+    """Write a file piece by piece; see :func:`atomic_write_bytes`."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with beside.open("xb") as stream:
-                stream.write(data)
+            with beside.open("x+b") as stream:
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(beside, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,15 +95,34 @@ class Journal:
         ValueError
             An array has another shape or type.
         """
+        number = self.next_revision(sample_id, labels, supervision)
+        # A file no row names yet is invisible: a crash before the commit
+        # below leaves the old revision in force, and this number is used again.
+        write_labels(self.revision_file(sample_id, number), labels, supervision)
+        self.commit_revision(sample_id, number, origin=origin, status=status)
+        return Annotation(sample_id, number, labels.copy(), supervision.copy())
+
+    def next_revision(self, sample_id: str, labels: LabelArray, supervision: LabelArray) -> int:
+        """Return the number that these labels will have as a revision.
+
+        For large labels, whose file is written on another thread; then
+        :meth:`commit_revision` puts it in force.
+
+        Raises
+        ------
+        InputError, ValueError
+            As :meth:`write_revision`.
+        """
         self._check_writable()
         sample = self._sample(sample_id)
         if {labels.shape, supervision.shape} != {sample.shape}:
             raise ValueError(f"{sample_id} is {sample.shape}, the labels are {labels.shape}")
-        number = max((r.number for r in self.revisions(sample_id)), default=0) + 1
-        # A file no row names yet is invisible: a crash before the commit
-        # below leaves the old revision in force, and this number is used again.
-        path = self.revision_file(sample_id, number)
-        write_labels(path, labels, supervision)
+        return max((r.number for r in self.revisions(sample_id)), default=0) + 1
+
+    def commit_revision(
+        self, sample_id: str, number: int, *, origin: str, status: Status | None = None
+    ) -> None:
+        """Put a revision in force whose file is written; see :meth:`write_revision`."""
         with self._database.transaction() as connection:
             self._insert_revision(connection, sample_id, number, origin)
             if status is not None:
@@ -111,7 +131,6 @@ class Journal:
                 )
             _move(connection, sample_id, "active", "merged")
             _move(connection, sample_id, "undone", "dropped")
-        return Annotation(sample_id, number, labels.copy(), supervision.copy())
 
     def annotation(self, sample_id: str) -> Annotation | None:
         """Return the newest labels with the active strokes on top, None before the first.
@@ -125,14 +144,28 @@ class Journal:
         SegDeskError
             The label file is gone or damaged.
         """
+        return self.annotation_reader(sample_id)()
+
+    def annotation_reader(self, sample_id: str) -> Callable[[], Annotation | None]:
+        """Return what does :meth:`annotation`; any thread may call that, it reads files only.
+
+        Raises
+        ------
+        InputError
+            No such sample.
+        """
         head = self._sample(sample_id).head
         if head == 0:
-            return None
-        labels, supervision = read_labels(self.revision_file(sample_id, head))
-        annotation = Annotation(sample_id, head, labels, supervision)
-        for edit in self.edits(sample_id):
-            annotation.apply(edit)
-        return annotation
+            return lambda: None
+        file, edits = self.revision_file(sample_id, head), self.edits(sample_id)
+
+        def read() -> Annotation:
+            annotation = Annotation(sample_id, head, *read_labels(file))
+            for edit in edits:
+                annotation.apply(edit)
+            return annotation
+
+        return read
 
     def revisions(self, sample_id: str) -> list[Revision]:
         """Return the sample's revisions, oldest first."""

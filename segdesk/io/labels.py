@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import io
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
 
 from segdesk.core.errors import SegDeskError
-from segdesk.io.atomic import atomic_write_bytes, explain_os_errors
+from segdesk.io.atomic import atomic_stream, atomic_write_bytes, explain_os_errors
 from segdesk.io.rasters import DECODE_ERRORS
 
 Labels = npt.NDArray[np.uint8]
 
 PLANES = ("labels", "supervision")
+
+#: Labels of more pixels than this are written and read tile by tile: no second copy of them
+#: is made, and a blank tile costs neither time nor memory.
+WHOLE_PIXELS: Final = 16 * 2**20
+TILE: Final = 512
+THREADS: Final = 2
 
 
 def write_labels(path: Path, labels: Labels, supervision: Labels) -> None:
@@ -39,7 +48,11 @@ def write_labels(path: Path, labels: Labels, supervision: Labels) -> None:
     if labels.shape != supervision.shape or {labels.dtype, supervision.dtype} != {np.dtype("u1")}:
         raise ValueError("labels and supervision must be uint8 arrays of one shape")
     axes = {2: "CYX", 3: "CZYX"}[labels.ndim]
-    _write(path, np.stack((labels, supervision)), {"axes": axes, "planes": list(PLANES)})
+    about = {"axes": axes, "planes": list(PLANES)}
+    if labels.size > WHOLE_PIXELS:
+        _write_tiles(path, (labels, supervision), about)
+    else:
+        _write(path, np.stack((labels, supervision)), about)
 
 
 def read_labels(path: Path) -> tuple[Labels, Labels]:
@@ -55,6 +68,9 @@ def read_labels(path: Path) -> tuple[Labels, Labels]:
     SegDeskError
         The file is missing or damaged.
     """
+    large = _read_tiles(path)
+    if large is not None:
+        return large
     stack = _read(path)
     if stack.dtype != np.uint8 or stack.ndim not in (3, 4) or len(stack) != len(PLANES):
         raise _damaged(path)
@@ -99,6 +115,69 @@ def _write(path: Path, array: npt.NDArray[Any], metadata: dict[str, Any]) -> Non
         metadata=metadata,
     )
     atomic_write_bytes(path, stream.getvalue())
+
+
+def _write_tiles(path: Path, planes: tuple[Labels, Labels], metadata: dict[str, Any]) -> None:
+    with ThreadPoolExecutor(THREADS) as pool, atomic_stream(path) as stream:
+        tifffile.imwrite(
+            stream,
+            _packed_tiles(planes, pool),
+            shape=(len(planes), *planes[0].shape),
+            dtype="uint8",
+            photometric="minisblack",
+            tile=(TILE, TILE),
+            compression="zlib",
+            metadata=metadata,
+        )
+
+
+def _packed_tiles(planes: tuple[Labels, Labels], pool: ThreadPoolExecutor) -> Iterator[bytes]:
+    """Yield compressed tiles, row by row; those of one value are compressed once."""
+    plain: dict[int, bytes] = {}
+
+    def pack(tile: Labels) -> bytes:
+        value = int(tile[0, 0])
+        if not (tile == value).all():
+            whole = np.zeros((TILE, TILE), np.uint8)
+            whole[: tile.shape[0], : tile.shape[1]] = tile
+            return zlib.compress(whole.tobytes(), 1)
+        if value not in plain:
+            plain[value] = zlib.compress(bytes([value]) * TILE**2, 1)
+        return plain[value]
+
+    for array in planes:
+        for page in array if array.ndim == 3 else (array,):
+            for y in range(0, page.shape[0], TILE):
+                row = [page[y : y + TILE, x : x + TILE] for x in range(0, page.shape[1], TILE)]
+                yield from pool.map(pack, row)
+
+
+def _read_tiles(path: Path) -> tuple[Labels, Labels] | None:
+    """Read labels and supervision tile by tile; None where they were written whole."""
+    try:
+        with explain_os_errors(path, reading=True), tifffile.TiffFile(path) as tiff:
+            series = tiff.series[0]
+            if not tiff.pages.first.is_tiled:
+                return None
+            if (
+                series.dtype != np.uint8
+                or series.ndim not in (3, 4)
+                or series.shape[0] != len(PLANES)
+            ):
+                raise ValueError("not labels and supervision")
+            # What stays blank of these is never given memory by the system.
+            planes = np.zeros(series.shape, np.uint8)
+            pages = planes.reshape(-1, *series.shape[-2:])
+            for page, out in zip(series.pages, pages, strict=True):
+                if page is None:
+                    raise ValueError("a page is missing")
+                for tile, at, _ in page.segments(maxworkers=THREADS):
+                    if tile is not None and tile.any():
+                        inside = out[at[2] : at[2] + TILE, at[3] : at[3] + TILE]
+                        inside[:] = tile[0, : inside.shape[0], : inside.shape[1], 0]
+    except DECODE_ERRORS as error:
+        raise _damaged(path) from error
+    return planes[0], planes[1]
 
 
 def _read(path: Path) -> npt.NDArray[Any]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segdesk.core.annotation import Annotation, Edit, Supervision
-from segdesk.core.errors import InputError
+from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.sample import Sample, Status
-from segdesk.session.predicting import (
-    current_prediction,
-    read_prediction,
-    starting_annotation,
-)
+from segdesk.io.labels import write_labels
+from segdesk.io.maps import PredictedMap
+from segdesk.session.predicting import Start, find_start
 from segdesk.session.session import Session
 
 if TYPE_CHECKING:
@@ -35,16 +35,21 @@ class Correction:
     ----------
     session, sample
         Whose labels.
+    start
+        Its labels, where they are read already.
     """
 
-    def __init__(self, session: Session, sample: Sample) -> None:
+    def __init__(self, session: Session, sample: Sample, start: Start | None = None) -> None:
         self._session = session
         self._id = sample.id
-        prediction = current_prediction(session, sample.id)
-        self._prediction: Labels | None = read_prediction(prediction)[0] if prediction else None
+        start = start or find_start(session, sample)()
+        self._prediction: Labels | PredictedMap | None = start.prediction
         #: Whether the newest revision and the strokes on it give ``annotation``.
-        self._is_based = False
-        self.annotation: Annotation = starting_annotation(session, sample).copy()
+        self._is_based = start.is_based
+        self.annotation: Annotation = start.annotation
+        #: Counts what happens to the labels: a file written meanwhile is not of them.
+        self._changes = 0
+        self._base: _Base | None = None
 
     @property
     def sample(self) -> Sample:
@@ -96,6 +101,7 @@ class Correction:
         )
         self._ensure_base()
         self._session.store.append_edit(self._id, edit)
+        self._changes += 1
         self.annotation.apply(edit)
         self._set_status(Status.CORRECTED)
         return edit
@@ -114,9 +120,15 @@ class Correction:
 
     def take_prediction(self, labels: Labels) -> None:
         """Show a new prediction's labels wherever no person has spoken."""
+        self._changes += 1
         self._prediction = labels
         self._is_based = False
-        self.annotation = self.annotation.refreshed(labels).copy()
+        self.annotation = self.annotation.refreshed(labels)
+
+    def know_prediction(self, labels: PredictedMap) -> None:
+        """Take note of a prediction whose labels have come by :meth:`take_part`."""
+        self._prediction = labels
+        self._is_based = False
 
     def take_part(self, start: tuple[int, ...], labels: Labels) -> tuple[Labels, Labels]:
         """Show a part of a prediction that is under way wherever no person has spoken.
@@ -134,6 +146,7 @@ class Correction:
             What the part showed until now, and what it shows now.
         """
         box = tuple(slice(s, s + n) for s, n in zip(start, labels.shape, strict=True))
+        self._changes += 1
         before = self.annotation.labels[box].copy()
         unseen = self.annotation.supervision[box] == Supervision.UNSEEN
         np.copyto(self.annotation.labels[box], labels, where=unseen)
@@ -158,24 +171,83 @@ class Correction:
 
     def accept(self) -> None:
         """Say that all labels are right as they are, and write a revision."""
-        self._write(self.annotation.accepted(), "accepted", Status.ACCEPTED)
+        self.accepting()()()
 
     def take_back(self) -> None:
         """Withdraw the acceptance; corrected pixels stay corrected."""
-        old = self.annotation
-        supervision = np.where(
-            old.supervision == Supervision.ACCEPTED, np.uint8(Supervision.UNSEEN), old.supervision
-        )
-        without = Status.NEW if self.sample.score is None else Status.PREDICTED
-        status = Status.CORRECTED if supervision.any() else without
-        annotation = Annotation(self._id, old.revision, old.labels, supervision)
-        if self._prediction is not None:  # may be newer than what was accepted
-            annotation = annotation.refreshed(self._prediction)
-        self._write(annotation, "taken back", status)
+        self.accepting()()()
 
-    # How ---------------------------------------------------------------------
+    # Large labels, written on another thread ---------------------------------------
+
+    def prepare(self) -> Callable[[], None] | None:
+        """Return what writes the revision that the first stroke will lie on; None without need.
+
+        Any thread may call that. A stroke made before its end waits for it.
+        """
+        if self._is_based:
+            return None
+        labels, supervision = self.annotation.labels, self.annotation.supervision
+        number = self._session.store.next_revision(self._id, labels, supervision)
+        file = self._session.store.revision_file(self._id, number)
+        future: Future[None] = Future()
+        self._base = _Base(number, self._changes, future)
+
+        def write() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                write_labels(file, labels, supervision)
+                future.set_result(None)
+            except SegDeskError as error:  # the stroke tells of it
+                future.set_exception(error)
+
+        return write
+
+    def accepting(self) -> Callable[[], Callable[[], bool]]:
+        """Return what accepts the labels, or takes their acceptance back, in two steps.
+
+        The first writes the labels; any thread may call it. The second, which it returns,
+        puts them in force, on this thread; False where labels were changed in between:
+        then all is to be done again.
+        """
+        store, changes, present = self._session.store, self._changes, self.annotation
+        number = store.next_revision(self._id, present.labels, present.supervision)
+        file, sample, prediction = store.revision_file(self._id, number), self.sample, None
+        is_back = sample.status is Status.ACCEPTED
+        if is_back:
+            prediction = self._prediction  # may be newer than what was accepted
+        self._drop_base()
+
+        def write() -> Callable[[], bool]:
+            if is_back:
+                supervision = present.supervision.copy()
+                supervision[supervision == Supervision.ACCEPTED] = Supervision.UNSEEN
+                without = Status.NEW if sample.score is None else Status.PREDICTED
+                status = Status.CORRECTED if supervision.any() else without
+                annotation = replace(present, supervision=supervision)
+                if prediction is not None:
+                    annotation = annotation.refreshed(prediction)
+            else:
+                annotation, status = present.accepted(), Status.ACCEPTED
+            write_labels(file, annotation.labels, annotation.supervision)
+            return lambda: commit(annotation, status)
+
+        def commit(annotation: Annotation, status: Status) -> bool:
+            if self._changes != changes:
+                return False
+            origin = "taken back" if is_back else "accepted"
+            store.commit_revision(self._id, number, origin=origin, status=status)
+            self.annotation = replace(annotation, revision=number)
+            self._is_based = True
+            self._session.events.sample_changed.emit(self.sample)
+            return True
+
+        return write
+
+    # How ---------------------------------------------------------------------------
 
     def _apply(self, edit: Edit, *, undo: bool = False) -> None:
+        self._changes += 1
         self.annotation.apply(edit, undo=undo)
         if self._prediction is not None:  # may be newer than what the stroke was painted on
             unseen = self.annotation.supervision[edit.box] == Supervision.UNSEEN
@@ -197,24 +269,26 @@ class Correction:
         """
         if self._is_based:
             return
-        stored = self._session.store.annotation(self._id)
-        if stored is None:
-            self._write(self.annotation, "started")
-        elif not np.array_equal(stored.labels, self.annotation.labels):
-            self._write(self.annotation, "predicted again")
+        store, base = self._session.store, self._base
+        if base is not None and base.changes == self._changes:
+            base.future.result()
+            number = base.number
+        else:
+            self._drop_base()
+            labels, supervision = self.annotation.labels, self.annotation.supervision
+            number = store.next_revision(self._id, labels, supervision)
+            write_labels(store.revision_file(self._id, number), labels, supervision)
+        self._base = None
+        origin = "predicted again" if self.sample.head else "started"
+        store.commit_revision(self._id, number, origin=origin)
+        self.annotation = replace(self.annotation, revision=number)
         self._is_based = True
 
-    def _write(self, annotation: Annotation, origin: str, status: Status | None = None) -> None:
-        self.annotation = self._session.store.write_revision(
-            self._id,
-            annotation.labels.copy(),
-            annotation.supervision.copy(),
-            origin=origin,
-            status=status,
-        )
-        self._is_based = True
-        if status is not None:
-            self._session.events.sample_changed.emit(self.sample)
+    def _drop_base(self) -> None:
+        """Leave the file in the making: another is to get its name."""
+        base, self._base = self._base, None
+        if base is not None and not base.future.cancel():
+            wait([base.future])
 
     def _step_back(self) -> None:
         """With its last stroke undone, a sample is not a corrected one any more."""
@@ -228,3 +302,12 @@ class Correction:
         is_step_back = sample.status is Status.ACCEPTED and status is Status.CORRECTED
         if sample.status is not status and not is_step_back:
             self._session.put_sample(replace(sample, status=status))
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """A revision in the making, of the labels as they were after so many changes."""
+
+    number: int
+    changes: int
+    future: Future[None]

@@ -116,7 +116,7 @@ def _predict_and_judge(
             prediction = current_prediction(session, sample.id)
             if prediction is None or sample.reference is None:
                 raise SegDeskError(f"{sample.name} was not predicted.")
-            labels, unsure = read_prediction(prediction)
+            labels, unsure = read_prediction(prediction, sample.shape)
             truth = read_mask(sample.reference, classes, sample.shape).labels
             matrices.append(confusion(truth, labels, len(classes)))
             captions = tuple(f"{part} ({when})" for part in ("image", "mask", "uncertain", "error"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from segdesk.config.inference import InferenceConfig
-from segdesk.core.annotation import Annotation
+from segdesk.core.annotation import BAND_PIXELS, Annotation
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction, UncertaintyKind
 from segdesk.core.sample import Sample, Status
 from segdesk.core.words import duration
 from segdesk.inference.normalize import pick_channels
 from segdesk.io.calibrations import read_calibration
-from segdesk.io.labels import read_plane
+from segdesk.io.maps import PredictedMap
 from segdesk.io.packages import hash_weights
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.messages import PredictOrder, View
@@ -30,6 +30,7 @@ from segdesk.session.session import Session
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+MAPS: Final = ("labels", "uncertainty")
 #: An ensemble of rounds has so many besides the model in use: five in all, after
 #: Lakshminarayanan et al., NeurIPS 2017; more gained little there.
 MOST_COMPANIONS: Final = 4
@@ -311,11 +312,22 @@ def current_prediction(session: Session, sample_id: str) -> Prediction | None:
 
 
 def read_prediction(
-    prediction: Prediction,
+    prediction: Prediction, shape: tuple[int, ...]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Read labels (uint8) and uncertainty (float32, 0 to 1), spatial shape."""
-    labels = read_plane(prediction.labels_path).astype(np.uint8, copy=False)
-    return labels, read_plane(prediction.uncertainty_path).astype(np.float32, copy=False)
+    """Read labels (uint8) and uncertainty (float32, 0 to 1) of an image of this shape."""
+    labels, unsure = (PredictedMap(prediction, name, shape)[:] for name in MAPS)
+    return labels.astype(np.uint8, copy=False), unsure.astype(np.float32, copy=False)
+
+
+def read_unsure_bytes(prediction: Prediction, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Read uncertainty 0 to 1 as 0 to 255: a quarter of the memory, of a large image."""
+    found = PredictedMap(prediction, "uncertainty", shape)
+    unsure = np.empty(shape, np.uint8)
+    rows = max(1, BAND_PIXELS * shape[0] // math.prod(shape))
+    for start in range(0, shape[0], rows):
+        band = slice(start, start + rows)
+        np.rint(found[band] * np.float32(255), out=unsure[band], casting="unsafe")
+    return unsure
 
 
 def read_provenance(prediction: Prediction) -> dict[str, Any]:
@@ -334,17 +346,42 @@ def uncertainty_kind(prediction: Prediction) -> UncertaintyKind:
     return UncertaintyKind(name) if name in list(UncertaintyKind) else UncertaintyKind.MARGIN
 
 
-def starting_annotation(session: Session, sample: Sample) -> Annotation:
-    """Return the labels to show: the user's where there are any, else the model's.
+@dataclass
+class Start:
+    """The labels that an image is opened with.
 
-    A new prediction fills only pixels that nobody has spoken about.
+    ``prediction`` has the labels of the model in use, if it was asked; ``is_based`` says
+    whether ``annotation`` is what the newest revision and the strokes on it give.
     """
-    annotation = session.store.annotation(sample.id)
+
+    annotation: Annotation
+    prediction: PredictedMap | None
+    is_based: bool
+
+
+def find_start(session: Session, sample: Sample) -> Callable[[], Start]:
+    """Return what reads the labels to show: the user's where there are any, else the model's.
+
+    A new prediction fills only pixels that nobody has spoken about. What is returned reads
+    files only: any thread may call it.
+    """
+    read = session.store.annotation_reader(sample.id)
     prediction = current_prediction(session, sample.id)
-    if prediction is None:
-        blank = np.zeros(sample.shape, np.uint8)
-        return annotation if annotation is not None else Annotation.unseen(sample.id, blank)
-    labels, _ = read_prediction(prediction)
-    if annotation is None:
-        return Annotation.unseen(sample.id, labels)
-    return annotation.refreshed(labels)
+
+    def start() -> Start:
+        annotation = read()
+        is_based = annotation is not None
+        if annotation is None:
+            annotation = Annotation.unseen(sample.id, np.zeros(sample.shape, np.uint8))
+        if prediction is None:
+            return Start(annotation, None, is_based)
+        labels = PredictedMap(prediction, "labels", sample.shape)
+        is_same = annotation.refresh(labels)
+        return Start(annotation, labels, is_based and is_same)
+
+    return start
+
+
+def starting_annotation(session: Session, sample: Sample) -> Annotation:
+    """Return the labels to show; see :func:`find_start`."""
+    return find_start(session, sample)().annotation

@@ -77,6 +77,9 @@ class LivePrediction(QObject):
             return None
         (top, left), (bottom, right) = layer.corner_pixels[:, -2:].tolist()
         z = int(self._workbench.viewer.dims.current_step[-3]) if layer.ndim == 3 else 0
+        window = self._workbench.layers.window if self._workbench.layers is not None else None
+        if window is not None:
+            (top, left), (bottom, right) = window.seen((top, left, bottom, right))
         return View(z=z, top=top, left=left, bottom=bottom + 1, right=right + 1)
 
     def follow(self, job: str, view: View) -> None:

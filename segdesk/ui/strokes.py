@@ -14,9 +14,10 @@ from psygnal import Signal
 from qtpy.QtCore import QTimer
 
 from segdesk.core.annotation import Edit
-from segdesk.core.errors import SegDeskError
+from segdesk.core.errors import InputError, SegDeskError
 from segdesk.session.correcting import Correction
 from segdesk.ui.bridge import reporting
+from segdesk.ui.label_window import COARSEST_PAINTED, LabelWindow
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -65,12 +66,20 @@ class StrokeKeeper:
         What is painted on.
     correction
         Returns the correction of the sample on screen.
+    window
+        What part of large labels the layer holds; None where it holds all.
     """
 
     changed = Signal()
 
-    def __init__(self, layer: Labels, correction: Callable[[], Correction | None]) -> None:
+    def __init__(
+        self,
+        layer: Labels,
+        correction: Callable[[], Correction | None],
+        window: LabelWindow | None = None,
+    ) -> None:
         self._layer = layer
+        self._window = window
         self._correction = correction
         self._drag: Drag | None = None
         layer.mouse_drag_callbacks.append(self._follow_mouse)
@@ -131,8 +140,9 @@ class StrokeKeeper:
         if print_ is None:
             return
         box, mask = print_
-        mask &= correction.annotation.labels[box] == drag.label
-        if correction.confirm(tuple(side.start for side in box), mask) is not None:
+        whole, mask = self._whole(box), self._spread(box, mask)
+        mask &= correction.annotation.labels[whole] == drag.label
+        if correction.confirm(tuple(side.start for side in whole), mask) is not None:
             self.changed.emit()
 
     def _on_paint(self, event: Any) -> None:
@@ -140,7 +150,9 @@ class StrokeKeeper:
         if correction is None:
             return
         data = self._layer.data
-        box = painted_box(event.value, data, correction.annotation.labels)
+        kept = correction.annotation.labels
+        kept = kept if self._window is None else kept[self._window.box]
+        box = painted_box(event.value, data, kept)
         if box is None:
             return
         drag, brushed = self._drag, None
@@ -157,27 +169,55 @@ class StrokeKeeper:
             seen = np.zeros(after.shape, bool)
             seen[_within(brushed[0], start)] = brushed[1]
             seen &= after == drag.label
+        whole = self._whole(box)
+        if self._window is not None:
+            after = self._window.painted(box, after)
+            seen = None if seen is None else self._spread(box, seen)
         with reporting():
             try:
-                correction.stroke(start, after, str(self._layer.mode), seen)
+                self._require_near()
+                correction.stroke(tuple(s.start for s in whole), after, str(self._layer.mode), seen)
+                if self._window is not None:
+                    self._window.keep(whole)
             except SegDeskError:
-                self._restore(correction, box)
+                self._restore(correction, whole)
                 # napari tells of some edits before it writes them.
-                QTimer.singleShot(0, lambda: self._restore(correction, box))
+                QTimer.singleShot(0, lambda: self._restore(correction, whole))
                 raise
             finally:
                 self.changed.emit()
 
-    def _restore(self, correction: Correction, box: tuple[slice, ...]) -> None:
+    def _require_near(self) -> None:
+        step = self._window.step if self._window is not None else 1
+        if step > COARSEST_PAINTED:
+            raise InputError(
+                f"Nothing was painted: at this zoom a pixel on screen stands for {step} x {step} "
+                "of the image; zoom in and paint again."
+            )
+
+    def _whole(self, box: Box) -> Box:
+        """Return a box of the layer as one of the labels."""
+        return box if self._window is None else self._window.whole(box)
+
+    def _spread(self, box: Box, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Return a mask of a box of the layer as one of the labels."""
+        if self._window is None:
+            return mask
+        return self._window.spread(mask, tuple(s.stop - s.start for s in self._whole(box)))
+
+    def _restore(self, correction: Correction, box: Box) -> None:
         """Show what the project holds, unless another sample is on screen by now."""
-        if self._correction() is correction:
+        if self._correction() is not correction:
+            return
+        if self._window is not None:
+            self._window.write_back(box)
+        else:
             self._layer.data[box] = correction.annotation.labels[box]
             self._layer.refresh()
 
     def _show(self, correction: Correction, edit: Edit | None) -> None:
         if edit is not None:
-            self._layer.data[edit.box] = correction.annotation.labels[edit.box]
-            self._layer.refresh()
+            self._restore(correction, edit.box)
         self.changed.emit()
 
 

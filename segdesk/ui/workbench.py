@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -16,22 +18,27 @@ from qtpy.QtWidgets import QDockWidget, QMainWindow, QWidget
 
 from segdesk.config.app import OnClose, RunHabits
 from segdesk.config.inference import InferenceConfig
+from segdesk.core.annotation import BAND_PIXELS
 from segdesk.core.classes import ClassMap
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction
-from segdesk.core.sample import Sample
+from segdesk.core.sample import Sample, Status
 from segdesk.inference.regions import Region
 from segdesk.inference.uncertainty import shown_as_guessing
 from segdesk.io.images import ImageData, read_image
+from segdesk.io.maps import PredictedMap
 from segdesk.io.masks import read_mask
+from segdesk.io.pyramids import Pyramid
 from segdesk.io.store import ProjectStore
 from segdesk.session import models, predicting, training
 from segdesk.session.correcting import Correction
+from segdesk.session.predicting import Start
 from segdesk.session.sample_project import make_sample_project
 from segdesk.session.session import Session, engine_log
 from segdesk.session.workers import WorkerBackend
 from segdesk.ui.background import SlowThread, wait_painting
 from segdesk.ui.bridge import Bridge, notify, reporting
+from segdesk.ui.large import LargeImage, is_large, open_large
 from segdesk.ui.layers import SampleLayers
 from segdesk.ui.live import LivePrediction
 from segdesk.ui.panels import make_panels
@@ -53,8 +60,13 @@ NEIGHBOURHOOD = 48
 CLOSING: Final = "Closing the project…"
 STOPPING: Final = "Closing the project. The run under way writes its checkpoint and ends…"
 
-#: Labels, uncertainty, and the uncertainty shown as *guessing*.
-Maps = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], float]
+#: Of large uncertainties every so many-th row and column tells which is shown as *guessing*.
+THINNED = 8
+
+#: Uncertainty, float32 0 to 1 or uint8 0 to 255, and which is shown as *guessing*.
+Unsure = tuple[npt.NDArray[Any], float]
+#: Labels, read later where the image is large, and uncertainty.
+Maps = tuple[npt.NDArray[np.uint8] | PredictedMap, Unsure]
 
 
 class Workbench:
@@ -82,6 +94,7 @@ class Workbench:
     sample_shown = Signal(str)  # id; its layers are there
     jobs_ordered = Signal(list)  # ids of prediction jobs
     strokes_changed = Signal()  # a stroke was made, refused, undone or redone
+    levels_progressed = Signal(str)  # how far the levels of a large image are; empty: done
     habits_changed = Signal(object)  # RunHabits; whoever keeps settings keeps them
 
     def __init__(self, viewer: Viewer) -> None:
@@ -95,6 +108,8 @@ class Workbench:
         self._prompt: SlowThread | None = None
         self._sample_id: str | None = None
         self._correction: Correction | None = None
+        self._large: LargeImage | None = None
+        self._is_accepting = False
         self._opening = 0
         self._is_read_stale = False
         self._is_arranged = False
@@ -271,11 +286,10 @@ class Workbench:
         self._opening += 1
         self._is_read_stale = False
         prediction = predicting.current_prediction(session, sample.id)
+        start = predicting.find_start(session, sample)
         self.sample_opening.emit(sample.id)
-        self.in_background(
-            partial(_read_sample, sample, prediction, session.store.classes),
-            partial(self._show, self._opening),
-        )
+        read = partial(_read_sample, sample, prediction, session.store, start)
+        self.in_background(read, partial(self._show, self._opening))
 
     def go_to(self, sample_id: str, place: tuple[int, ...] | None = None) -> None:
         """Bring a sample on screen, and then a pixel of it, (Y, X) or (Z, Y, X), into view.
@@ -303,10 +317,9 @@ class Workbench:
 
     def look_at(self, region: Region) -> None:
         """Move the camera to a place of the sample on screen, with some surroundings."""
-        labels = self.layers.labels if self.layers is not None else None
-        if labels is None:
+        if self.layers is None or self.layers.labels is None:
             return
-        *before, rows, columns = labels.data.shape
+        *before, rows, columns = self.layers.shape
         if before:
             self.viewer.dims.set_current_step(0, region.z)
         self.viewer.reset_view()  # the whole image: its zoom tells how large the canvas is
@@ -394,24 +407,32 @@ class Workbench:
             self.strokes = None
         self._correction = None
         self._sample_id = None
+        large, self._large = self._large, None
+        if large is not None:
+            large.close()
 
-    def _show(self, number: int, read: tuple[ImageData, Maps | None, Any]) -> None:
+    def _show(self, number: int, read: _Read) -> None:
         if number != self._opening or self._session is None or self.layers is None:
+            if isinstance(read.image, tuple):
+                read.image[0].close()
             return
-        image, maps, reference = read
         sample = self._session.store.sample(str(self._sample_id))
-        correction = Correction(self._session, sample)
-        self.layers.show(image.data, correction.annotation.labels)
-        if maps is not None:
-            self.layers.set_uncertainty(maps[1], maps[2])
-        if reference is not None:
-            self.layers.set_reference(reference)
+        correction = Correction(self._session, sample, read.start)
+        if isinstance(read.image, tuple):
+            self._show_large(sample, correction, *read.image)
+        else:
+            self.layers.show(read.image.data, correction.annotation.labels)
+        self._show_unsure(read.unsure)
+        if read.reference is not None:
+            self.layers.set_reference(read.reference)
         if not self._is_arranged:  # napari's controls for labels take more room than none
             self._is_arranged = True
             QTimer.singleShot(0, partial(_share_left_side, self.panels["Project"]))
         self._correction = correction
         if self.layers.labels is not None:
-            self.strokes = StrokeKeeper(self.layers.labels, lambda: self._correction)
+            self.strokes = StrokeKeeper(
+                self.layers.labels, lambda: self._correction, self.layers.window
+            )
             self.strokes.changed.connect(self.strokes_changed.emit)
         self.sample_shown.emit(sample.id)
         self._look_at_wanted()
@@ -439,22 +460,100 @@ class Workbench:
         if prediction is not None:
             self._load_prediction(prediction)
 
+    def _show_large(
+        self, sample: Sample, correction: Correction, pyramid: Pyramid, limits: tuple[float, float]
+    ) -> None:
+        if self.layers is None or self._bridge is None:
+            return
+        large = self._large = LargeImage(sample.name, pyramid, limits, self.layers, self._bridge)
+        large.progressed.connect(self.levels_progressed.emit)
+        self.layers.show_large(
+            large.loader.levels,
+            None if large.is_colored else limits,
+            correction.annotation.labels,
+        )
+        large.start()
+        self._prepare(correction)
+
+    def _show_unsure(self, unsure: Unsure | None) -> None:
+        if unsure is None or self.layers is None:
+            return
+        values, guessing = unsure
+        if values.dtype == np.uint8:
+            self.layers.set_large_uncertainty(values, guessing)
+        else:
+            self.layers.set_uncertainty(values, guessing)
+
+    def _prepare(self, correction: Correction) -> None:
+        """Write beforehand what the first stroke on large labels takes a second to write."""
+        write = correction.prepare()
+        if write is not None:
+            self.in_background(write, lambda _: None)
+
+    def accept(self) -> None:
+        """Accept the labels of the sample on screen, or take their acceptance back.
+
+        Large labels are written in the background meanwhile.
+        """
+        correction = self._correction
+        if correction is None or self.layers is None:
+            return
+        if self.layers.window is not None:
+            self._is_accepting = True
+            self.in_background(correction.accepting(), partial(self._end_accepting, correction))
+        elif correction.sample.status is Status.ACCEPTED:
+            before = correction.annotation.labels
+            correction.take_back()
+            self.layers.replace_labels(before, correction.annotation.labels)
+        else:
+            correction.accept()
+
+    def _end_accepting(self, correction: Correction, commit: Callable[[], bool]) -> None:
+        self._is_accepting = False
+        if not commit() and self._correction is correction:  # something was painted meanwhile
+            self.accept()
+        elif self._correction is correction and self.layers is not None:
+            self.layers.bring_labels(correction.annotation.labels)
+
     def _load_prediction(self, prediction: Prediction) -> None:
         number = self._opening
+        sample = self._require_session().store.sample(prediction.sample_id)
         self.in_background(
-            partial(_read_maps, prediction),
+            partial(_read_maps, prediction, sample),
             partial(self._take_prediction, number),
         )
 
     def _take_prediction(self, number: int, maps: Maps) -> None:
         if number != self._opening or self._correction is None or self.layers is None:
             return
-        labels, uncertainty, guessing = maps
-        before = self._correction.annotation.labels
-        self._correction.take_prediction(labels)
-        self.layers.replace_labels(before, self._correction.annotation.labels)
-        self.layers.set_uncertainty(uncertainty, guessing)
+        labels, unsure = maps
+        if isinstance(labels, PredictedMap):
+            self._take_bands(number, labels, 0)
+        else:
+            before = self._correction.annotation.labels
+            self._correction.take_prediction(labels)
+            self.layers.replace_labels(before, self._correction.annotation.labels)
+        self._show_unsure(unsure)
         self.sample_shown.emit(str(self._sample_id))
+
+    def _take_bands(self, number: int, labels: PredictedMap, row: int) -> None:
+        """Take a large prediction over, some rows at a time so that nothing waits."""
+        correction, shape = self._correction, labels.shape
+        if number != self._opening or correction is None or self.layers is None:
+            return
+        if row >= shape[0]:
+            correction.know_prediction(labels)
+            self.layers.bring_labels(correction.annotation.labels)
+            self._prepare(correction)
+            return
+        rows = max(1, BAND_PIXELS * shape[0] // math.prod(shape))
+
+        def take(band: npt.NDArray[np.uint8]) -> None:
+            if number == self._opening and correction is self._correction:
+                correction.take_part((row, *(0 for _ in shape[1:])), band)
+                self._take_bands(number, labels, row + rows)
+
+        self.in_background(lambda: labels[row : row + rows], take)
 
 
 def _share_left_side(project: QWidget) -> None:
@@ -467,18 +566,38 @@ def _share_left_side(project: QWidget) -> None:
         window.resizeDocks(docks, sizes, Qt.Orientation.Vertical)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What the files of a sample hold; of a large image what reads it, and its range."""
+
+    image: ImageData | tuple[Pyramid, tuple[float, float]]
+    start: Start
+    unsure: Unsure | None
+    reference: npt.NDArray[np.uint8] | None
+
+
 def _read_sample(
-    sample: Sample, prediction: Prediction | None, classes: ClassMap
-) -> tuple[ImageData, Maps | None, npt.NDArray[np.uint8] | None]:
-    image = read_image(sample.path)
-    maps = _read_maps(prediction) if prediction is not None else None
+    sample: Sample, prediction: Prediction | None, store: ProjectStore, start: Callable[[], Start]
+) -> _Read:
+    began = start()
+    unsure = _read_unsure(prediction, sample) if prediction is not None else None
     reference = None
     if sample.reference is not None and sample.reference.is_file():
-        reference = read_mask(sample.reference, classes, sample.shape).labels
-    return image, maps, reference
+        reference = read_mask(sample.reference, store.classes, sample.shape).labels
+    image = open_large(sample, store.folder) if is_large(sample) else read_image(sample.path)
+    return _Read(image, began, unsure, reference)
 
 
-def _read_maps(prediction: Prediction) -> Maps:
-    labels, uncertainty = predicting.read_prediction(prediction)
-    kind = predicting.uncertainty_kind(prediction)
-    return labels, uncertainty, shown_as_guessing(kind, uncertainty, prediction.score)
+def _read_maps(prediction: Prediction, sample: Sample) -> Maps:
+    labels = PredictedMap(prediction, "labels", sample.shape)
+    return (labels if is_large(sample) else labels[:]), _read_unsure(prediction, sample)
+
+
+def _read_unsure(prediction: Prediction, sample: Sample) -> Unsure:
+    kind, found = predicting.uncertainty_kind(prediction), prediction.score
+    if is_large(sample):
+        values = predicting.read_unsure_bytes(prediction, sample.shape)
+        some = values[..., ::THINNED, ::THINNED].astype(np.float32) / np.float32(255)
+        return values, shown_as_guessing(kind, some, found)
+    unsure = PredictedMap(prediction, "uncertainty", sample.shape)[:].astype(np.float32, copy=False)
+    return unsure, shown_as_guessing(kind, unsure, found)

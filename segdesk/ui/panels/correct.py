@@ -207,16 +207,7 @@ class CorrectPanel(Panel):
             self._workbench.strokes.redo()
 
     def _accept(self) -> None:
-        correction = self._workbench.current_correction
-        if correction is None:
-            return
-        if correction.sample.status is Status.ACCEPTED:
-            before = correction.annotation.labels
-            correction.take_back()
-            if self._workbench.layers is not None:
-                self._workbench.layers.replace_labels(before, correction.annotation.labels)
-        else:
-            correction.accept()
+        self._workbench.accept()
         self._update()
 
     def _next(self) -> None:

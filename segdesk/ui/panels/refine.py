@@ -105,9 +105,12 @@ class RefineBox(QWidget):
             return
         self._proposal = event
         prediction = Prediction(event.sample, event.model, event.folder, 0.0)
-        self._workbench.in_background(
-            partial(predicting.read_prediction, prediction), partial(self._show, event)
-        )
+        session = self._workbench.session
+        if session is not None:
+            shape = session.store.sample(event.sample).shape
+            self._workbench.in_background(
+                partial(predicting.read_prediction, prediction, shape), partial(self._show, event)
+            )
 
     def _show(
         self,

@@ -1,0 +1,149 @@
+"""A large image on screen: opened without reading it, sharper as it is read."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from psygnal import Signal
+from qtpy.QtCore import QObject, QTimer
+
+from segdesk.core.errors import CanceledError, SegDeskError
+from segdesk.core.sample import Sample
+from segdesk.inference.normalize import read_blocks
+from segdesk.io.pyramids import Pyramid, open_pyramid
+from segdesk.jobs.cancel import CancelToken
+from segdesk.ui.background import SlowThread
+from segdesk.ui.bridge import notify
+from segdesk.ui.layers import limits_of, to_colors
+from segdesk.ui.tiles import TileLoader
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from segdesk.ui.bridge import Bridge
+    from segdesk.ui.layers import SampleLayers
+
+#: Images of more pixels than this are never read whole for the screen.
+LARGE_PIXELS: Final = 32 * 2**20
+#: What was read is drawn so often at most, in milliseconds.
+DRAW_MILLISECONDS: Final = 100
+CACHE: Final = Path("cache", "levels")
+
+
+def is_large(sample: Sample) -> bool:
+    """Tell whether an image is shown piece by piece."""
+    return math.prod(sample.shape) > LARGE_PIXELS
+
+
+def open_large(sample: Sample, project: Path) -> tuple[Pyramid, tuple[float, float]]:
+    """Open an image, and find what range of values is shown; any thread may call it.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    pyramid = open_pyramid(sample.path, sample.sha256, project / CACHE / sample.id)
+    source = pyramid.source
+    if source.channels == 3 and source.dtype == "uint8":
+        return pyramid, (0.0, 255.0)
+    try:
+        return pyramid, limits_of(np.stack(read_blocks(source)))
+    except BaseException:
+        pyramid.close()
+        raise
+
+
+class LargeImage(QObject):
+    """Brings blocks of an image on screen as they are read, and makes levels it lacks.
+
+    Parameters
+    ----------
+    show
+        Where to draw.
+    """
+
+    #: How far the levels are, for people; empty at the end.
+    progressed = Signal(str)
+
+    def __init__(
+        self,
+        name: str,
+        pyramid: Pyramid,
+        limits: tuple[float, float],
+        layers: SampleLayers,
+        bridge: Bridge,
+    ) -> None:
+        super().__init__()
+        self._name, self._layers, self._bridge = name, layers, bridge
+        self.limits = limits
+        self.is_colored = pyramid.source.channels > 1
+        self.loader = TileLoader(pyramid, partial(_look, limits), self._on_news, self._on_trouble)
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(DRAW_MILLISECONDS)
+        self._timer.timeout.connect(layers.draw_image)
+        self._is_told = False
+        self._making: SlowThread | None = None
+
+    def start(self) -> None:
+        """Read the overview, and make it where the image has none."""
+        self._making = SlowThread(self._bridge)
+        self._making.start(self._make, self._on_made)
+
+    def close(self) -> None:
+        """Read and make no more."""
+        self._timer.stop()
+        if self._making is not None:
+            self._making.close()
+        self.loader.close()
+
+    # On other threads ----------------------------------------------------------
+
+    def _make(self, token: CancelToken) -> None:
+        loader, pyramid = self.loader, self.loader.pyramid
+        loader.fill_overview()
+        self._on_news()
+        if pyramid.is_whole:
+            return
+
+        def progress(done: int, total: int) -> None:
+            text = f"{self._name} has no small levels: making some to show it with, once"
+            self._bridge.call(lambda: self.progressed.emit(f"{text}… {done * 100 // total} %"))
+            loader.fill_overview()
+            self._on_news()
+
+        pyramid.make(token.check, progress)
+        loader.fill_overview()
+        self._on_news()
+
+    def _on_news(self) -> None:
+        if not self._is_told:
+            self._is_told = True
+            self._bridge.call(self._draw_soon)
+
+    def _on_trouble(self, error: SegDeskError) -> None:
+        self._bridge.call(lambda: notify(error.message, "error"))
+
+    # On the main thread ----------------------------------------------------------
+
+    def _draw_soon(self) -> None:
+        self._is_told = False
+        if not self._timer.isActive():
+            self._timer.start()
+
+    def _on_made(self, done: Future[None]) -> None:
+        self.progressed.emit("")
+        error = done.exception()
+        if error is not None and not isinstance(error, CanceledError):
+            raise error
+
+
+def _look(limits: tuple[float, float], pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return what is shown of pixels (h, w, C): grey (h, w) or colours (h, w, 3)."""
+    return pixels[..., 0] if pixels.shape[-1] == 1 else to_colors(pixels, limits)
