@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +17,7 @@ import numpy as np
 from segdesk.core.annotation import Annotation, Edit
 from segdesk.core.errors import InputError
 from segdesk.core.sample import Sample, Status
+from segdesk.io.atomic import explain_os_errors
 from segdesk.io.database import Database
 from segdesk.io.labels import read_labels, write_labels
 from segdesk.io.schema import edit_of, edit_values, sample_of, stored_path
@@ -95,34 +99,52 @@ class Journal:
         ValueError
             An array has another shape or type.
         """
-        number = self.next_revision(sample_id, labels, supervision)
-        # A file no row names yet is invisible: a crash before the commit
-        # below leaves the old revision in force, and this number is used again.
-        write_labels(self.revision_file(sample_id, number), labels, supervision)
-        self.commit_revision(sample_id, number, origin=origin, status=status)
-        return Annotation(sample_id, number, labels.copy(), supervision.copy())
-
-    def next_revision(self, sample_id: str, labels: LabelArray, supervision: LabelArray) -> int:
-        """Return the number that these labels will have as a revision.
-
-        For large labels, whose file is written on another thread; then
-        :meth:`commit_revision` puts it in force.
-
-        Raises
-        ------
-        InputError, ValueError
-            As :meth:`write_revision`.
-        """
         self._check_writable()
         sample = self._sample(sample_id)
         if {labels.shape, supervision.shape} != {sample.shape}:
             raise ValueError(f"{sample_id} is {sample.shape}, the labels are {labels.shape}")
+        number = self._next_revision(sample_id)
+        # A file no row names yet is invisible: a crash before the commit
+        # below leaves the old revision in force, and this number is used again.
+        write_labels(self.revision_file(sample_id, number), labels, supervision)
+        self._commit_revision(sample_id, number, origin, status)
+        return Annotation(sample_id, number, labels.copy(), supervision.copy())
+
+    def new_draft(self, sample_id: str) -> Path:
+        """Return where another thread may write labels for :meth:`adopt_draft`."""
+        self._check_writable()
+        folder = self.revision_file(sample_id, 1).parent
+        return folder / f".draft-{secrets.token_hex(4)}.tif"
+
+    def forget_drafts(self, sample_id: str) -> None:
+        """Delete drafts that nobody adopted, the program having been killed."""
+        for draft in self.revision_file(sample_id, 1).parent.glob(".draft-*.tif"):
+            with suppress(OSError):
+                draft.unlink()
+
+    def adopt_draft(
+        self, sample_id: str, draft: Path, *, origin: str, status: Status | None = None
+    ) -> int:
+        """Make a label file the newest revision; see :meth:`write_revision`.
+
+        Returns
+        -------
+        int
+            Its number.
+        """
+        number = self._next_revision(sample_id)
+        file = self.revision_file(sample_id, number)
+        with explain_os_errors(file):
+            os.replace(draft, file)
+        self._commit_revision(sample_id, number, origin, status)
+        return number
+
+    def _next_revision(self, sample_id: str) -> int:
         return max((r.number for r in self.revisions(sample_id)), default=0) + 1
 
-    def commit_revision(
-        self, sample_id: str, number: int, *, origin: str, status: Status | None = None
+    def _commit_revision(
+        self, sample_id: str, number: int, origin: str, status: Status | None
     ) -> None:
-        """Put a revision in force whose file is written; see :meth:`write_revision`."""
         with self._database.transaction() as connection:
             self._insert_revision(connection, sample_id, number, origin)
             if status is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,15 @@ FIRST_KEPT: Final = 4
 #: gets whole pixels of it.
 PATCH: Final = 2048
 CHUNK: Final = 512
+
+
+@dataclass(frozen=True)
+class Patch:
+    """First corner of what was averaged, in pixels of the file's last level, and the share done."""
+
+    top: int
+    left: int
+    share: float
 
 
 @dataclass(frozen=True)
@@ -108,14 +117,15 @@ class Pyramid:
         with explain_os_errors(self._folder, reading=True):
             return np.asarray(self._arrays[told.kept][rows, columns])
 
-    def make(
-        self,
-        check: Callable[[], None] = lambda: None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> None:
+    def make(self, check: Callable[[], None] = lambda: None) -> Iterator[Patch]:
         """Average the levels that are missing; call from a thread of its own.
 
         What is done when ``check`` raises is kept and gone on with the next time.
+
+        Yields
+        ------
+        Patch
+            Each part as it is there.
 
         Raises
         ------
@@ -128,16 +138,30 @@ class Pyramid:
         with explain_os_errors(self._folder), self._open_again() as source:
             self._start(beside, source)
             try:
-                for number, (y, x) in enumerate(np.argwhere(~self._done).tolist()):
+                for y, x in np.argwhere(~self._done).tolist():
                     check()
-                    progress(number, int((~self._done).sum()) + number)
                     self._make_patch(source, y, x)
+                    yield Patch(y * PATCH, x * PATCH, float(self._done.mean()))
             except BaseException:
                 with suppress(OSError):
                     np.save(beside / "done.npy", self._done)
                 raise
             (beside / "done.npy").unlink(missing_ok=True)
             self._replace_older(beside)
+
+    def boxes(self, level: int, patch: Patch | None = None) -> list[tuple[slice, slice]]:
+        """Return the parts that a level is made in, or that of one patch."""
+        told = self._levels[level]
+        height, width = told.shape[-2:]
+        side = max(1, PATCH // told.factor) if told.factor > 1 else max(height, width)
+        corners = [(y, x) for y in range(0, height, side) for x in range(0, width, side)]
+        if patch is not None:
+            corners = [(patch.top // told.factor, patch.left // told.factor)]
+        return [
+            (slice(y, min(y + side, height)), slice(x, min(x + side, width)))
+            for y, x in corners
+            if y < height and x < width
+        ]
 
     def close(self) -> None:
         """Close the image."""

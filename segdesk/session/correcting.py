@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +51,7 @@ class Correction:
         #: Counts what happens to the labels: a file written meanwhile is not of them.
         self._changes = 0
         self._base: _Base | None = None
+        session.store.forget_drafts(sample.id)
 
     @property
     def sample(self) -> Sample:
@@ -186,17 +188,17 @@ class Correction:
         """
         if self._is_based:
             return None
+        self._drop_base()
         labels, supervision = self.annotation.labels, self.annotation.supervision
-        number = self._session.store.next_revision(self._id, labels, supervision)
-        file = self._session.store.revision_file(self._id, number)
+        draft = self._session.store.new_draft(self._id)
         future: Future[None] = Future()
-        self._base = _Base(number, self._changes, future)
+        self._base = _Base(draft, self._changes, future)
 
         def write() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                write_labels(file, labels, supervision)
+                write_labels(draft, labels, supervision)
                 future.set_result(None)
             except SegDeskError as error:  # the stroke tells of it
                 future.set_exception(error)
@@ -211,12 +213,10 @@ class Correction:
         then all is to be done again.
         """
         store, changes, present = self._session.store, self._changes, self.annotation
-        number = store.next_revision(self._id, present.labels, present.supervision)
-        file, sample, prediction = store.revision_file(self._id, number), self.sample, None
+        draft, sample, prediction = store.new_draft(self._id), self.sample, None
         is_back = sample.status is Status.ACCEPTED
         if is_back:
             prediction = self._prediction  # may be newer than what was accepted
-        self._drop_base()
 
         def write() -> Callable[[], bool]:
             if is_back:
@@ -229,14 +229,16 @@ class Correction:
                     annotation = annotation.refreshed(prediction)
             else:
                 annotation, status = present.accepted(), Status.ACCEPTED
-            write_labels(file, annotation.labels, annotation.supervision)
+            write_labels(draft, annotation.labels, annotation.supervision)
             return lambda: commit(annotation, status)
 
         def commit(annotation: Annotation, status: Status) -> bool:
             if self._changes != changes:
+                draft.unlink(missing_ok=True)
                 return False
             origin = "taken back" if is_back else "accepted"
-            store.commit_revision(self._id, number, origin=origin, status=status)
+            number = store.adopt_draft(self._id, draft, origin=origin, status=status)
+            self._drop_base()
             self.annotation = replace(annotation, revision=number)
             self._is_based = True
             self._session.events.sample_changed.emit(self.sample)
@@ -272,23 +274,23 @@ class Correction:
         store, base = self._session.store, self._base
         if base is not None and base.changes == self._changes:
             base.future.result()
-            number = base.number
+            draft = base.draft
         else:
+            draft = store.new_draft(self._id)
+            write_labels(draft, self.annotation.labels, self.annotation.supervision)
             self._drop_base()
-            labels, supervision = self.annotation.labels, self.annotation.supervision
-            number = store.next_revision(self._id, labels, supervision)
-            write_labels(store.revision_file(self._id, number), labels, supervision)
         self._base = None
         origin = "predicted again" if self.sample.head else "started"
-        store.commit_revision(self._id, number, origin=origin)
+        number = store.adopt_draft(self._id, draft, origin=origin)
         self.annotation = replace(self.annotation, revision=number)
         self._is_based = True
 
     def _drop_base(self) -> None:
-        """Leave the file in the making: another is to get its name."""
+        """Do without the file in the making."""
         base, self._base = self._base, None
         if base is not None and not base.future.cancel():
             wait([base.future])
+            base.draft.unlink(missing_ok=True)
 
     def _step_back(self) -> None:
         """With its last stroke undone, a sample is not a corrected one any more."""
@@ -306,8 +308,8 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """A revision in the making, of the labels as they were after so many changes."""
+    """A label file in the making, of the labels as they were after so many changes."""
 
-    number: int
+    draft: Path
     changes: int
     future: Future[None]

@@ -80,10 +80,19 @@ class LabelWindow:
         self.start, self._stop, self.step = start, stop, step
         self._before = self.labels[self.box].copy()
         layer = self._layer
-        layer.data = self._before.copy()
+        if layer.data.shape == self._before.shape:  # half the work of an array of its own
+            np.copyto(layer.data, self._before)
+        else:
+            layer.data = self._before.copy()
+        scale = (*(1.0 for _ in stack), float(step), float(step))
+        if tuple(layer.scale) != scale:
+            layer.scale = scale
         middle = (step - 1) / 2
-        layer.scale = (*(1 for _ in stack), step, step)
-        layer.translate = (*stack, top + middle, left + middle)
+        place = (*(float(z) for z in stack), top + middle, left + middle)
+        if tuple(layer.translate) != place:
+            layer.translate = place
+        else:
+            layer.refresh(extent=False)
 
     def seen(self, corners: tuple[int, int, int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return first and last pixel of the image of a part of the layer, rows before columns."""

@@ -64,8 +64,12 @@ class LargeImage(QObject):
 
     Parameters
     ----------
-    show
-        Where to draw.
+    name
+        What the user calls it.
+    pyramid, limits
+        From :func:`open_large`.
+    layers, bridge
+        Where to draw, and what brings calls to the main thread.
     """
 
     #: How far the levels are, for people; empty at the end.
@@ -112,15 +116,14 @@ class LargeImage(QObject):
         if pyramid.is_whole:
             return
 
-        def progress(done: int, total: int) -> None:
-            text = f"{self._name} has no small levels: making some to show it with, once"
-            self._bridge.call(lambda: self.progressed.emit(f"{text}… {done * 100 // total} %"))
-            loader.fill_overview()
+        text = f"{self._name} has no small levels: making some to show it with, once"
+        for patch in pyramid.make(token.check):
+            self._say(f"{text}… {patch.share:.0%}")
+            loader.fill_overview(patch)
             self._on_news()
 
-        pyramid.make(token.check, progress)
-        loader.fill_overview()
-        self._on_news()
+    def _say(self, text: str) -> None:
+        self._bridge.call(lambda: self.progressed.emit(text))
 
     def _on_news(self) -> None:
         if not self._is_told:

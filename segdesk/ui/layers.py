@@ -360,6 +360,7 @@ def to_colors(image: npt.NDArray[Any], limits: tuple[float, float]) -> npt.NDArr
         return as_they_are
     low, high = limits
     shown = image[..., :3].astype(np.float32)
+    stretched: npt.NDArray[np.uint8]
     stretched = np.clip((shown - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
     if stretched.shape[-1] == 2:
         empty = np.zeros((*stretched.shape[:-1], 1), np.uint8)

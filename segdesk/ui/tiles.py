@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from segdesk.core.errors import SegDeskError
-from segdesk.io.pyramids import PATCH, Pyramid
+from segdesk.io.pyramids import Patch, Pyramid
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -92,8 +91,8 @@ class TileLoader:
             lazy[-1] = self.overview  # napari reads the last level once and keeps it
         return lazy
 
-    def fill_overview(self) -> None:
-        """Read what there is of the coarsest level; any thread may call it.
+    def fill_overview(self, patch: Patch | None = None) -> None:
+        """Read what there is of the coarsest level, or of a patch of it; on any thread.
 
         Raises
         ------
@@ -102,12 +101,9 @@ class TileLoader:
         """
         if self.overview is None:
             return
-        pyramid, last = self.pyramid, len(self.pyramid.shapes) - 1
-        height, width = pyramid.shapes[last]
-        side = max(1, PATCH * height // pyramid.shapes[0][-2])
-        for y, x in itertools.product(range(0, height, side), range(0, width, side)):
-            box = slice(y, min(y + side, height)), slice(x, min(x + side, width))
-            found = pyramid.read(0, *box, last)
+        last = len(self.pyramid.shapes) - 1
+        for box in self.pyramid.boxes(last, patch):
+            found = self.pyramid.read(0, *box, last)
             if found is not None:
                 self.overview[box] = self._look(found)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -109,7 +109,7 @@ class Workbench:
         self._sample_id: str | None = None
         self._correction: Correction | None = None
         self._large: LargeImage | None = None
-        self._is_accepting = False
+        self._accepting: Future[Callable[[], bool]] | None = None
         self._opening = 0
         self._is_read_stale = False
         self._is_arranged = False
@@ -229,6 +229,7 @@ class Workbench:
             training.leave_running(session)
         self._opening += 1
         self._live.close()
+        self._finish_accepting()
         self._leave_sample()
         bridge, self._bridge = self._bridge, None
         if bridge is not None:
@@ -410,6 +411,7 @@ class Workbench:
         large, self._large = self._large, None
         if large is not None:
             large.close()
+            self.levels_progressed.emit("")
 
     def _show(self, number: int, read: _Read) -> None:
         if number != self._opening or self._session is None or self.layers is None:
@@ -498,9 +500,14 @@ class Workbench:
         correction = self._correction
         if correction is None or self.layers is None:
             return
+        if self.is_accepting:
+            return
         if self.layers.window is not None:
-            self._is_accepting = True
-            self.in_background(correction.accepting(), partial(self._end_accepting, correction))
+            end = partial(self._end_accepting, correction)
+            self._accepting = self.in_background(correction.accepting(), end)
+            told = partial(self._require_bridge().call, self.strokes_changed.emit)
+            self._accepting.add_done_callback(lambda _: told())
+            self.strokes_changed.emit()
         elif correction.sample.status is Status.ACCEPTED:
             before = correction.annotation.labels
             correction.take_back()
@@ -508,8 +515,25 @@ class Workbench:
         else:
             correction.accept()
 
+    @property
+    def is_accepting(self) -> bool:
+        """Whether large labels are being written."""
+        return self._accepting is not None and not self._accepting.done()
+
+    def _finish_accepting(self) -> None:
+        """Wait for labels that are being accepted: who closes the window meant it."""
+        if self._accepting is not None and self.is_accepting:
+            with reporting(), suppress(CancelledError):
+                self._accepting.result()()
+            self._accepting = None
+
+    def _require_bridge(self) -> Bridge:
+        if self._bridge is None:
+            raise InputError("Open a project first.")
+        return self._bridge
+
     def _end_accepting(self, correction: Correction, commit: Callable[[], bool]) -> None:
-        self._is_accepting = False
+        self._accepting = None
         if not commit() and self._correction is correction:  # something was painted meanwhile
             self.accept()
         elif self._correction is correction and self.layers is not None:

@@ -42,7 +42,7 @@ def test_the_demo_learns_stained_nuclei_without_forgetting_fluorescence(tmp_path
         prediction = store.prediction(sample.id, report["model_after"])
         assert prediction is not None
         assert sample.reference is not None
-        labels, _ = read_prediction(prediction)
+        labels, _ = read_prediction(prediction, sample.shape)
         truth = read_mask(sample.reference, store.classes, sample.shape).labels
         dice = 2 * ((labels == 1) & (truth == 1)).sum() / ((labels == 1).sum() + (truth == 1).sum())
         assert dice == pytest.approx(entry["dice"])

@@ -130,7 +130,7 @@ def test_predictions_are_kept_per_model_and_score_the_one_in_use(
     prediction = current_prediction(session, samples[0].id)
     assert prediction is not None
     assert prediction.model == "other"
-    labels, unsure = read_prediction(prediction)
+    labels, unsure = read_prediction(prediction, samples[0].shape)
     assert labels.shape == unsure.shape == samples[0].shape
     use_model(session, "tiny")
     assert [s.score for s in session.store.samples()] == first

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NO_PROJECT = "Open a project first."
 NOT_PREDICTED = "Predict this image first, in the Predict panel."
+WRITING = "The labels of this large image are being written."
 NO_SAMPLE = "Click an image in the Project panel first."
 
 #: napari's mode, name and explanation of each tool.
@@ -295,6 +296,7 @@ class CorrectPanel(Panel):
         tip = "All labels of this image are right as they are; the model may learn from them."
         if is_accepted:
             tip = "The labels you did not paint yourself are open again."
+        reason = reason or (WRITING if self._workbench.is_accepting else "")
         self.accept.set_reason(reason)
         self.accept.setToolTip(reason or tip)
 

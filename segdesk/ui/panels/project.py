@@ -64,6 +64,8 @@ class ProjectPanel(Panel):
         self.order = SampleOrder(self)
         self.order.setSourceModel(self.model)
         self.list = self._make_list()
+        #: How far the levels of the image on screen are, while they are made.
+        self.levels = Hint()
         self.add_button = ActionButton(
             "Add images…",
             self.choose_images,
@@ -75,12 +77,14 @@ class ProjectPanel(Panel):
         self.column.addWidget(self._make_filters())
         self.column.addWidget(self.list, 1)
         self.column.addWidget(self._filler, 1)
+        self.column.addWidget(self.levels)
         self.column.addWidget(self.add_button)
         self.list.setMinimumHeight(100)
         self.column.setSpacing(4)
         workbench.session_opened.connect(self._on_opened)
         workbench.session_closed.connect(self._refresh)
         workbench.sample_opening.connect(self._select)
+        workbench.levels_progressed.connect(self.levels.say)
         self._refresh()
 
     def insert(self, widget: QWidget) -> None:
