@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from psygnal import Signal
 from qtpy.QtCore import QObject, QTimer
 
 from segdesk.core.errors import CanceledError, SegDeskError
@@ -70,10 +70,9 @@ class LargeImage(QObject):
         From :func:`open_large`.
     layers, bridge
         Where to draw, and what brings calls to the main thread.
+    say
+        Told how far the levels are, for people; an empty text at the end.
     """
-
-    #: How far the levels are, for people; empty at the end.
-    progressed = Signal(str)
 
     def __init__(
         self,
@@ -82,9 +81,10 @@ class LargeImage(QObject):
         limits: tuple[float, float],
         layers: SampleLayers,
         bridge: Bridge,
+        say: Callable[[str], None],
     ) -> None:
         super().__init__()
-        self._name, self._layers, self._bridge = name, layers, bridge
+        self._name, self._bridge, self._tell = name, bridge, say
         self.limits = limits
         self.is_colored = pyramid.source.channels > 1
         self.loader = TileLoader(pyramid, partial(_look, limits), self._on_news, self._on_trouble)
@@ -123,7 +123,7 @@ class LargeImage(QObject):
             self._on_news()
 
     def _say(self, text: str) -> None:
-        self._bridge.call(lambda: self.progressed.emit(text))
+        self._bridge.call(lambda: self._tell(text))
 
     def _on_news(self) -> None:
         if not self._is_told:
@@ -141,7 +141,7 @@ class LargeImage(QObject):
             self._timer.start()
 
     def _on_made(self, done: Future[None]) -> None:
-        self.progressed.emit("")
+        self._tell("")
         error = done.exception()
         if error is not None and not isinstance(error, CanceledError):
             raise error

@@ -467,8 +467,10 @@ class Workbench:
     ) -> None:
         if self.layers is None or self._bridge is None:
             return
-        large = self._large = LargeImage(sample.name, pyramid, limits, self.layers, self._bridge)
-        large.progressed.connect(self.levels_progressed.emit)
+        say = self.levels_progressed.emit
+        large = self._large = LargeImage(
+            sample.name, pyramid, limits, self.layers, self._bridge, lambda text: say(text)
+        )
         self.layers.show_large(
             large.loader.levels,
             None if large.is_colored else limits,
