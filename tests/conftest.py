@@ -31,7 +31,7 @@ Pixels = npt.NDArray[np.uint8]
 
 #: Least time to wait for what must happen: it is spent only where something is wrong, and a
 #: slow machine with other work may take long over anything.
-PATIENCE = 12.0
+PATIENCE = 120.0
 
 # napari would read and write the settings of whoever runs the tests, two processes at a time.
 os.environ["NAPARI_CONFIG"] = ""

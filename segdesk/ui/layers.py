@@ -124,9 +124,10 @@ class SampleLayers:
             All labels; the layer gets copies of what is on screen.
         """
         self._clear(labels.shape)
+        # The labels first: a slider that comes with a stack has the canvas drawn at once, and
+        # drawing a layer that holds nothing yet can crash the graphics driver.
+        layer = self._show_labels(np.zeros((1,) * labels.ndim, np.uint8))
         self._show_image(levels, limits is None, limits or (0, 255), multiscale=True)
-        blank = np.zeros((1,) * labels.ndim, np.uint8)
-        layer = self._show_labels(blank)
         self._viewer.reset_view()
         if self._image is not None:
             self._window = LabelWindow(layer, self._image, self._viewer.dims, labels)

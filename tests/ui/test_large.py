@@ -118,7 +118,8 @@ def test_what_is_looked_at_sharpens_and_memory_holds_no_whole_image(
     opened("own.ome.zarr")
     layer = workbench.viewer.layers["Image"]
     assert [level.shape for level in layer.data] == [(SIDE // 2**n,) * 2 for n in range(4)]
-    qtbot.waitUntil(lambda: middle(workbench) > 20)  # the whole image
+    look(workbench, 300, 300, zoom=0.1)
+    qtbot.waitUntil(lambda: middle(workbench) > 100)  # from a coarse level
     look(workbench, TOP + SQUARE / 2, LEFT + SQUARE / 2, zoom=2)
     qtbot.waitUntil(lambda: middle(workbench) > 200)
     look(workbench, 3000, 3000, zoom=2)
@@ -136,11 +137,12 @@ def test_missing_levels_are_made_once_and_said(
     qtbot.waitUntil(lambda: bool(said) and said[-1] == "")
     assert any("plain.zarr has no small levels" in text and "%" in text for text in said)
     look(workbench, 300, 300, zoom=0.1)
-    qtbot.waitUntil(lambda: 100 < middle(workbench) < 180)
+    qtbot.waitUntil(lambda: middle(workbench) > 100)
     said.clear()
     other = opened("stack.zarr")
     show(workbench, sample, qtbot)
-    qtbot.waitUntil(lambda: middle(workbench) > 20)
+    look(workbench, 300, 300, zoom=0.1)
+    qtbot.waitUntil(lambda: middle(workbench) > 100)
     assert not any(said)
     folders = list((tmp_path / "p.segdesk" / "cache" / "levels").glob("*/*"))
     assert [folder.parent.name for folder in folders] == [sample]
@@ -284,7 +286,7 @@ def test_a_store_that_goes_away_is_told_of_once_and_read_again_when_it_is_back(
 ) -> None:
     opened("own.ome.zarr")
     look(workbench, 3000, 3000, zoom=2)
-    qtbot.waitUntil(lambda: 20 < middle(workbench) < 100)
+    qtbot.waitUntil(lambda: middle(workbench) < 100)
     gone = files / "gone"
     (files / "own.ome.zarr").rename(gone)
     try:
