@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,33 +278,6 @@ def test_a_prediction_comes_in_parts_and_is_whole_at_the_end(
     window = layers.window
     assert window is not None
     qtbot.waitUntil(lambda: bool((labels_of(workbench).data == expected[window.box]).all()))
-
-
-def test_a_store_that_goes_away_is_told_of_once_and_read_again_when_it_is_back(
-    workbench: Workbench, opened: Callable[..., str], files: Path, qtbot: QtBot
-) -> None:
-    opened("own.ome.zarr")
-    look(workbench, 3000, 3000, zoom=2)
-    qtbot.waitUntil(lambda: middle(workbench) < 100)
-    gone = files / "gone"
-    (files / "own.ome.zarr").rename(gone)
-    try:
-        with notification_manager:
-            before = len(notification_manager.records)
-            look(workbench, TOP + SQUARE / 2, LEFT + SQUARE / 2, zoom=2)
-            qtbot.waitUntil(lambda: len(notification_manager.records) > before)
-            look(workbench, 100, 100, zoom=2)
-            qtbot.wait(500)
-            told = [str(n.message) for n in notification_manager.records[before:]]
-        assert len(told) == 1
-        assert "own.ome.zarr" in told[0]
-        assert "\n" not in told[0]
-    finally:
-        gone.rename(files / "own.ome.zarr")
-    until = time.monotonic() + 6  # as long as a block is left alone
-    qtbot.waitUntil(lambda: time.monotonic() > until)
-    look(workbench, TOP + SQUARE / 2, LEFT + SQUARE / 2, zoom=2)
-    qtbot.waitUntil(lambda: middle(workbench) > 200)
 
 
 def test_a_stack_shows_the_plane_in_the_slider_and_is_painted_on_there(
