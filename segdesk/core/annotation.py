@@ -126,6 +126,13 @@ class Annotation:
         annotation.refresh(prediction)
         return annotation
 
+    def accept(self) -> None:
+        """Mark every pixel not corrected as accepted, in place."""
+        rows = max(1, BAND_PIXELS * len(self.labels) // max(1, self.labels.size))
+        for start in range(0, len(self.labels), rows):
+            band = self.supervision[start : start + rows]
+            band[band == Supervision.UNSEEN] = Supervision.ACCEPTED
+
     def accepted(self) -> Annotation:
         """Mark every pixel not corrected as accepted; the labels are the very same array."""
         supervision = self.supervision.copy()

@@ -48,7 +48,7 @@ def atomic_stream(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -157,7 +157,7 @@ def _swap_in(new: Path, target: Path) -> None:
             os.replace(old, target)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -168,7 +168,7 @@ def _sync_tree(folder: Path) -> None:
                 os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename inside ``folder`` outlive a power cut; Windows needs no such call."""
     if os.name == "nt":
         return

@@ -10,20 +10,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from segdesk.core.annotation import Annotation, Edit
 from segdesk.core.errors import InputError
 from segdesk.core.sample import Sample, Status
-from segdesk.io.atomic import explain_os_errors
+from segdesk.io.atomic import explain_os_errors, sync_folder
 from segdesk.io.database import Database
 from segdesk.io.labels import read_labels, write_labels
 from segdesk.io.schema import edit_of, edit_values, sample_of, stored_path
 
 if TYPE_CHECKING:
     from segdesk.core.annotation import LabelArray
+
+#: Key of a setting, with a sample's id behind: its labels are accepted, though no revision
+#: says so yet.
+ACCEPTED: Final = "accepted:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +140,29 @@ class Journal:
         file = self.revision_file(sample_id, number)
         with explain_os_errors(file):
             os.replace(draft, file)
+            sync_folder(file.parent)
         self._commit_revision(sample_id, number, origin, status)
         return number
+
+    def accept_soon(self, sample_id: str) -> None:
+        """Note that the labels are accepted as they are; on disk when this returns.
+
+        The next revision with a status says it for every pixel. Until then whoever reads
+        the labels gets those that nobody had looked at as accepted.
+        """
+        self._check_writable()
+        with self._database.transaction() as connection:
+            _set_status(connection, sample_id, Status.ACCEPTED)
+            connection.execute(
+                "INSERT OR REPLACE INTO settings VALUES (?, ?)", (ACCEPTED + sample_id, "true")
+            )
+
+    def point(self, sample_id: str) -> tuple[int, ...]:
+        """Return what tells one state of the labels from another: the revision and the strokes."""
+        rows = self._database.rows(
+            "SELECT id FROM edits WHERE sample_id = ? AND state = 'active' ORDER BY id", sample_id
+        )
+        return (self._sample(sample_id).head, *(int(row["id"]) for row in rows))
 
     def _next_revision(self, sample_id: str) -> int:
         return max((r.number for r in self.revisions(sample_id)), default=0) + 1
@@ -148,9 +173,8 @@ class Journal:
         with self._database.transaction() as connection:
             self._insert_revision(connection, sample_id, number, origin)
             if status is not None:
-                connection.execute(
-                    "UPDATE samples SET status = ? WHERE id = ?", (str(status), sample_id)
-                )
+                _set_status(connection, sample_id, status)
+                connection.execute("DELETE FROM settings WHERE key = ?", (ACCEPTED + sample_id,))
             _move(connection, sample_id, "active", "merged")
             _move(connection, sample_id, "undone", "dropped")
 
@@ -180,11 +204,16 @@ class Journal:
         if head == 0:
             return lambda: None
         file, edits = self.revision_file(sample_id, head), self.edits(sample_id)
+        is_accepted = self._database.row(
+            "SELECT key FROM settings WHERE key = ?", ACCEPTED + sample_id
+        )
 
         def read() -> Annotation:
             annotation = Annotation(sample_id, head, *read_labels(file))
             for edit in edits:
                 annotation.apply(edit)
+            if is_accepted is not None:
+                annotation.accept()
             return annotation
 
         return read
@@ -294,6 +323,10 @@ class Journal:
             raise InputError(
                 f"{self.folder.name} is open for reading only; open it for writing to change it."
             )
+
+
+def _set_status(connection: sqlite3.Connection, sample_id: str, status: Status) -> None:
+    connection.execute("UPDATE samples SET status = ? WHERE id = ?", (str(status), sample_id))
 
 
 def _move(connection: sqlite3.Connection, sample_id: str, state: str, target: str) -> None:

@@ -23,7 +23,7 @@ from segdesk.core.run import Run, RunState
 from segdesk.core.sample import Sample
 from segdesk.io.atomic import atomic_folder, explain_os_errors
 from segdesk.io.database import Database
-from segdesk.io.journal import Journal, Revision
+from segdesk.io.journal import ACCEPTED, Journal, Revision
 from segdesk.io.labels import write_labels
 from segdesk.io.lock import ProjectLock
 from segdesk.io.schema import (
@@ -275,6 +275,7 @@ class ProjectStore(Journal):
         with self._database.transaction() as connection:
             for table in ("edits", "revisions", "predictions"):
                 connection.execute(f"DELETE FROM {table} WHERE sample_id = ?", (sample.id,))
+            connection.execute("DELETE FROM settings WHERE key = ?", (ACCEPTED + sample.id,))
             connection.execute("DELETE FROM samples WHERE id = ?", (sample.id,))
         with explain_os_errors(self.folder):
             shutil.rmtree(self.folder / "predictions" / sample.id, ignore_errors=True)

@@ -313,6 +313,11 @@ def _read(store: ProjectStore, sample: Sample, model: _Known) -> Labels:
             f"{model.name} has not predicted {sample.name} yet; press Compare in the Compare "
             "panel, which predicts what is missing."
         )
+    if prediction.is_zarr:
+        raise InputError(
+            f"{sample.name} is too large for its predictions to be compared; compare smaller "
+            "images, such as parts of this one."
+        )
     labels: Labels = read_plane(prediction.labels_path).astype(np.uint8, copy=False)
     if labels.shape != sample.shape:
         raise InputError(

@@ -50,6 +50,8 @@ class Correction:
         self.annotation: Annotation = start.annotation
         #: Counts what happens to the labels: a file written meanwhile is not of them.
         self._changes = 0
+        #: Whether the journal alone says that the labels are accepted.
+        self._is_noted = False
         self._base: _Base | None = None
         session.store.forget_drafts(sample.id)
 
@@ -173,11 +175,11 @@ class Correction:
 
     def accept(self) -> None:
         """Say that all labels are right as they are, and write a revision."""
-        self.accepting()()()
+        self._writing(is_back=False)()()
 
     def take_back(self) -> None:
         """Withdraw the acceptance; corrected pixels stay corrected."""
-        self.accepting()()()
+        self._writing(is_back=True)()()
 
     # Large labels, written on another thread ---------------------------------------
 
@@ -191,30 +193,51 @@ class Correction:
         self._drop_base()
         labels, supervision = self.annotation.labels, self.annotation.supervision
         draft = self._session.store.new_draft(self._id)
-        future: Future[None] = Future()
+        stored = self._session.store.annotation_reader(self._id)
+        future: Future[bool] = Future()
         self._base = _Base(draft, self._changes, future)
 
         def write() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                write_labels(draft, labels, supervision)
-                future.set_result(None)
+                is_same = _is_same(stored(), labels)
+                if not is_same:
+                    write_labels(draft, labels, supervision)
+                future.set_result(is_same)
             except SegDeskError as error:  # the stroke tells of it
                 future.set_exception(error)
 
         return write
 
-    def accepting(self) -> Callable[[], Callable[[], bool]]:
-        """Return what accepts the labels, or takes their acceptance back, in two steps.
+    def accept_soon(self) -> Callable[[], Callable[[], bool]]:
+        """Do :meth:`accept`, but let another thread write the revision.
+
+        That the labels are accepted is on disk when this returns. What it returns writes the
+        revision in two steps; see :meth:`take_back_soon`. Without it nothing is lost.
+        """
+        self._ensure_base()
+        self._session.store.accept_soon(self._id)
+        self.annotation.accept()
+        self._is_noted = True
+        self._session.events.sample_changed.emit(self.sample)
+        return self._writing(is_back=False)
+
+    def take_back_soon(self) -> Callable[[], Callable[[], bool]]:
+        """Return what does :meth:`take_back`, in two steps.
 
         The first writes the labels; any thread may call it. The second, which it returns,
         puts them in force, on this thread; False where labels were changed in between:
         then all is to be done again.
         """
+        return self._writing(is_back=True)
+
+    # How ---------------------------------------------------------------------------
+
+    def _writing(self, *, is_back: bool) -> Callable[[], Callable[[], bool]]:
         store, changes, present = self._session.store, self._changes, self.annotation
+        point = store.point(self._id)
         draft, sample, prediction = store.new_draft(self._id), self.sample, None
-        is_back = sample.status is Status.ACCEPTED
         if is_back:
             prediction = self._prediction  # may be newer than what was accepted
 
@@ -233,7 +256,8 @@ class Correction:
             return lambda: commit(annotation, status)
 
         def commit(annotation: Annotation, status: Status) -> bool:
-            if self._changes != changes:
+            # Strokes on it may also come from a correction that was begun since.
+            if self._changes != changes or store.point(self._id) != point:
                 draft.unlink(missing_ok=True)
                 return False
             origin = "taken back" if is_back else "accepted"
@@ -241,16 +265,18 @@ class Correction:
             self._drop_base()
             self.annotation = replace(annotation, revision=number)
             self._is_based = True
+            self._is_noted = False
             self._session.events.sample_changed.emit(self.sample)
             return True
 
         return write
 
-    # How ---------------------------------------------------------------------------
-
     def _apply(self, edit: Edit, *, undo: bool = False) -> None:
         self._changes += 1
         self.annotation.apply(edit, undo=undo)
+        if self._is_noted:
+            said = self.annotation.supervision[edit.box]
+            said[said == Supervision.UNSEEN] = Supervision.ACCEPTED
         if self._prediction is not None:  # may be newer than what the stroke was painted on
             unseen = self.annotation.supervision[edit.box] == Supervision.UNSEEN
             self.annotation.labels[edit.box][unseen] = self._prediction[edit.box][unseen]
@@ -273,12 +299,16 @@ class Correction:
             return
         store, base = self._session.store, self._base
         if base is not None and base.changes == self._changes:
-            base.future.result()
-            draft = base.draft
+            is_same, draft = base.future.result(), base.draft
         else:
+            is_same, draft = _is_same(store.annotation(self._id), self.annotation.labels), None
+            self._drop_base()
+        if is_same:  # another revision would end what can be undone
+            self._base, self._is_based = None, True
+            return
+        if draft is None:
             draft = store.new_draft(self._id)
             write_labels(draft, self.annotation.labels, self.annotation.supervision)
-            self._drop_base()
         self._base = None
         origin = "predicted again" if self.sample.head else "started"
         number = store.adopt_draft(self._id, draft, origin=origin)
@@ -308,8 +338,15 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """A label file in the making, of the labels as they were after so many changes."""
+    """A label file in the making, of the labels as they were after so many changes.
+
+    ``future`` tells whether the project holds these labels already; then there is no file.
+    """
 
     draft: Path
     changes: int
-    future: Future[None]
+    future: Future[bool]
+
+
+def _is_same(stored: Annotation | None, labels: Labels) -> bool:
+    return stored is not None and np.array_equal(stored.labels, labels)

@@ -104,6 +104,11 @@ def _order(session: Session, sample: Sample, config: CrfConfig) -> RefineOrder:
         raise InputError(
             f"The image {sample.path} is not there any more; put it back to refine its prediction."
         )
+    if prediction.is_zarr:
+        raise InputError(
+            f"{sample.name} is too large for its edges to be refined; refine smaller images, such "
+            "as parts of this one."
+        )
     own = _own_folder(prediction, sample)
     names = session.store.classes.names
     return RefineOrder(

@@ -61,6 +61,8 @@ class SampleLayers:
         self._refined: Labels | None = None
         self._shape: tuple[int, ...] = ()
         self._window: LabelWindow | None = None
+        #: How the user paints, for a layer that takes the place of another.
+        self._habits: dict[str, Any] = {}
         #: Uncertainty of a large image, 0 to 1 as 0 to 255.
         self._unsure: LabelArray | None = None
 
@@ -123,11 +125,9 @@ class SampleLayers:
         labels
             All labels; the layer gets copies of what is on screen.
         """
-        self._clear(labels.shape)
-        # The labels first: a slider that comes with a stack has the canvas drawn at once, and
-        # drawing a layer that holds nothing yet can crash the graphics driver.
-        layer = self._show_labels(np.zeros((1,) * labels.ndim, np.uint8))
+        self._clear(labels.shape, is_large=True)
         self._show_image(levels, limits is None, limits or (0, 255), multiscale=True)
+        layer = self._show_labels(np.zeros((1,) * labels.ndim, np.uint8))
         self._viewer.reset_view()
         if self._image is not None:
             self._window = LabelWindow(layer, self._image, self._viewer.dims, labels)
@@ -249,14 +249,28 @@ class SampleLayers:
 
     # How ---------------------------------------------------------------------
 
-    def _clear(self, shape: tuple[int, ...]) -> None:
+    def _clear(self, shape: tuple[int, ...], *, is_large: bool = False) -> None:
         """Make room for a sample of this shape."""
+        was_large = self._window is not None
         if self._window is not None:
             self._window.close()
         self._window = self._unsure = None
         self._remove(self._uncertainty, self._reference)
         self.set_refined(None)
         self._uncertainty = self._reference = None
+        is_alike = len(shape) == len(self._shape) == 2 or (
+            shape == self._shape and not was_large and not is_large
+        )
+        if self._labels is not None and not is_alike:
+            # Sliders come, go and change while the layers of a stack are put in or taken away,
+            # and Qt has the canvas drawn at once then: a layer of the sample before that is
+            # still to be seen can crash the graphics driver.
+            self._habits = _habits_of(self._labels)
+            for layer in (self._labels, self._image):
+                if layer is not None:
+                    layer.visible = False
+            self._remove(self._labels, self._image)
+            self._image = self._labels = None
         self._shape = shape
 
     def _show_labels(self, labels: LabelArray) -> Labels:
@@ -269,7 +283,9 @@ class SampleLayers:
                 colormap=DirectLabelColormap(color_dict=class_colors(self._classes)),
             )
             layer.brush_size = 12
-            self._viewer.add_layer(layer)
+            for name, value in self._habits.items():
+                setattr(layer, name, value)
+            self._insert(layer, below=None)
         else:
             layer.data = labels
         layer.contiguous = True
@@ -297,7 +313,11 @@ class SampleLayers:
         active = self._viewer.layers.selection.active
         layers = self._viewer.layers
         index = layers.index(below) if below is not None and below in layers else len(layers)
+        # A stack brings a slider, for which Qt draws the canvas at once: before napari has
+        # sliced the new layer, whose empty texture crashes some graphics drivers.
+        is_visible, layer.visible = layer.visible, False
         layers.insert(index, layer)
+        layer.visible = is_visible
         if active is not None and active in layers:
             layers.selection.active = active
 
@@ -306,6 +326,12 @@ class SampleLayers:
             with suppress(ValueError):  # the user may have deleted it
                 if layer is not None:
                     self._viewer.layers.remove(layer)
+
+
+def _habits_of(layer: Labels) -> dict[str, Any]:
+    names = ("brush_size", "selected_label", "opacity", "contour", "preserve_labels", "visible")
+    habits = {name: getattr(layer, name) for name in names}
+    return habits | ({"mode": layer.mode} if layer.visible else {})
 
 
 def _outlines(labels: LabelArray, name: str, color: str) -> Labels:

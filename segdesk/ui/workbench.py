@@ -110,6 +110,7 @@ class Workbench:
         self._correction: Correction | None = None
         self._large: LargeImage | None = None
         self._accepting: Future[Callable[[], bool]] | None = None
+        self._accepting_id = ""
         self._opening = 0
         self._is_read_stale = False
         self._is_arranged = False
@@ -281,6 +282,8 @@ class Workbench:
         """
         session = self._require_session()
         sample = session.store.sample(sample_id)
+        if sample.id == self._accepting_id:
+            self._finish_accepting()  # what is read now must be what is written then
         self._leave_sample()
         self._sample_id = sample.id
         self._wanted = None
@@ -452,6 +455,8 @@ class Workbench:
 
     @reporting()
     def _on_model_changed(self, _name: str) -> None:
+        if self._correction is None:  # what is being read is of the model before
+            self._is_read_stale = True
         self.show_current_prediction()
 
     def show_current_prediction(self) -> None:
@@ -505,11 +510,8 @@ class Workbench:
         if self.is_accepting:
             return
         if self.layers.window is not None:
-            end = partial(self._end_accepting, correction)
-            self._accepting = self.in_background(correction.accepting(), end)
-            told = partial(self._require_bridge().call, self.strokes_changed.emit)
-            self._accepting.add_done_callback(lambda _: told())
-            self.strokes_changed.emit()
+            is_back = correction.sample.status is Status.ACCEPTED
+            self._write_acceptance(correction, is_back=is_back)
         elif correction.sample.status is Status.ACCEPTED:
             before = correction.annotation.labels
             correction.take_back()
@@ -517,27 +519,46 @@ class Workbench:
         else:
             correction.accept()
 
+    def _write_acceptance(self, correction: Correction, *, is_back: bool) -> None:
+        write = correction.take_back_soon() if is_back else correction.accept_soon()
+        end = partial(self._end_accepting, correction, is_back)
+        future = self._accepting = self.in_background(write, end)
+        self._accepting_id = correction.sample.id
+
+        def tell() -> None:
+            if self._accepting is future:  # it could not be written
+                self._accepting = None
+            self.strokes_changed.emit()
+
+        told = partial(self._require_bridge().call, tell)
+        future.add_done_callback(lambda _: told())
+        self.strokes_changed.emit()
+
     @property
     def is_accepting(self) -> bool:
         """Whether large labels are being written."""
-        return self._accepting is not None and not self._accepting.done()
+        return self._accepting is not None
 
     def _finish_accepting(self) -> None:
-        """Wait for labels that are being accepted: who closes the window meant it."""
-        if self._accepting is not None and self.is_accepting:
+        """Wait for labels that are being written: who closes the window meant it."""
+        accepting, self._accepting = self._accepting, None
+        if accepting is not None:
             with reporting(), suppress(CancelledError):
-                self._accepting.result()()
-            self._accepting = None
+                accepting.result()()
 
     def _require_bridge(self) -> Bridge:
         if self._bridge is None:
             raise InputError("Open a project first.")
         return self._bridge
 
-    def _end_accepting(self, correction: Correction, commit: Callable[[], bool]) -> None:
+    def _end_accepting(
+        self, correction: Correction, is_back: bool, commit: Callable[[], bool]
+    ) -> None:
+        if self._accepting is None:  # done by who would not wait for this
+            return
         self._accepting = None
         if not commit() and self._correction is correction:  # something was painted meanwhile
-            self.accept()
+            self._write_acceptance(correction, is_back=is_back)
         elif self._correction is correction and self.layers is not None:
             self.layers.bring_labels(correction.annotation.labels)
 

@@ -212,3 +212,54 @@ def test_reopening_shows_what_was_on_screen_whatever_was_done(
                 correction._session = session  # noqa: SLF001  the same window goes on
     finally:
         session.close()
+
+
+def test_an_acceptance_whose_revision_is_not_written_yet_is_on_disk(
+    session: Session, sample: Sample
+) -> None:
+    correction = Correction(session, sample)
+    stroke = np.ones((4, 4), np.uint8)
+    correction.stroke((2, 2), stroke, "paint")
+    write = correction.accept_soon()
+    # As another process reads it, or this one after it was killed here.
+    with ProjectStore.open(session.store.folder, read_only=True) as store:
+        assert store.sample(sample.id).status is Status.ACCEPTED
+        kept = store.annotation(sample.id)
+        assert kept is not None
+        assert (kept.supervision != Supervision.UNSEEN).all()
+        assert (kept.supervision[2:6, 2:6] == Supervision.CORRECTED).all()
+    correction.undo()
+    correction.stroke((20, 20), stroke, "paint")
+    same(correction, Correction(session, sample))
+    assert not write()()  # that is not what was painted since
+    same(correction, Correction(session, sample))
+    assert correction.accept_soon()()()
+    same(correction, Correction(session, sample))
+    assert correction.annotation.labels[20, 20] == 1
+    correction.take_back()
+    again = Correction(session, sample)
+    same(correction, again)
+    assert again.annotation.supervision[0, 0] == Supervision.UNSEEN
+
+
+def test_what_is_painted_in_another_correction_meanwhile_is_not_merged_away(
+    session: Session, sample: Sample
+) -> None:
+    first = Correction(session, sample)
+    write = first.accept_soon()()
+    second = Correction(session, sample)
+    second.stroke((2, 2), np.ones((4, 4), np.uint8), "paint")
+    assert not write()
+    kept = session.store.annotation(sample.id)
+    assert kept is not None
+    assert kept.labels[2:6, 2:6].all()
+
+
+def test_the_same_prediction_again_leaves_what_can_be_undone(
+    session: Session, sample: Sample
+) -> None:
+    correction = Correction(session, sample)
+    correction.stroke((2, 2), np.ones((4, 4), np.uint8), "paint")
+    correction.take_prediction(np.zeros(sample.shape, np.uint8))
+    correction.stroke((20, 20), np.ones((4, 4), np.uint8), "paint")
+    assert session.store.edit_counts(sample.id) == (2, 0)

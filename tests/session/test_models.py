@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from segdesk.config.inference import InferenceConfig
+from segdesk.config.refinement import CrfConfig
 from segdesk.config.training import TrainingConfig
 from segdesk.core.errors import InputError
 from segdesk.core.run import Run, RunState
 from segdesk.core.sample import Split, Status
 from segdesk.jobs.messages import AnyEvent, Finished
+from segdesk.session import refining
+from segdesk.session.comparing import compare
 from segdesk.session.correcting import Correction
 from segdesk.session.models import (
     current_model,
@@ -25,7 +29,12 @@ from segdesk.session.models import (
     previous_model,
     use_model,
 )
-from segdesk.session.predicting import current_prediction, read_prediction, request
+from segdesk.session.predicting import (
+    current_prediction,
+    read_prediction,
+    read_unsure_bytes,
+    request,
+)
 from segdesk.session.projects import NewImage, add_images, match_masks
 from segdesk.session.reviewing import next_samples
 from segdesk.session.session import Session
@@ -264,3 +273,35 @@ def test_a_better_model_is_used_by_itself_if_that_was_asked_for(
     assert current is not None
     assert current.name == used
     assert find_model("tiny-r1", session.store).name == "tiny-r1"
+
+
+def test_a_prediction_that_stayed_zarr_is_shown_and_not_compared_or_refined(
+    session: Session,
+    tiny: str,
+    events: list[AnyEvent],
+    disc_files: Callable[..., list[Path]],
+) -> None:
+    sample = add_images(session, [NewImage(path) for path in disc_files(1)]).samples[0]
+    request(session, [sample], InferenceConfig(device="cpu"))
+    prediction = current_prediction(session, sample.id)
+    assert prediction is not None
+    labels, unsure = read_prediction(prediction, sample.shape)
+    # As the writer leaves those of more than 64 Mpx: planes first, and no TIFF.
+    for name, array in (("labels", labels), ("uncertainty", unsure)):
+        zarr.save_array(str(prediction.folder / f"{name}.zarr"), array[None])
+        (prediction.folder / f"{name}.tif").unlink()
+    again, unsure_again = read_prediction(prediction, sample.shape)
+    np.testing.assert_array_equal(again, labels)
+    np.testing.assert_array_equal(unsure_again, unsure)
+    coarse = np.rint(unsure * 255)
+    np.testing.assert_array_equal(read_unsure_bytes(prediction, sample.shape), coarse)
+    correction = Correction(session, sample)
+    np.testing.assert_array_equal(correction.annotation.labels, labels)
+    correction.accept()
+    kept = session.store.annotation(sample.id)
+    assert kept is not None
+    np.testing.assert_array_equal(kept.labels, labels)
+    with pytest.raises(InputError, match="too large for its predictions to be compared"):
+        compare(session.store, tiny, "nuclei-unet", sample.id)
+    with pytest.raises(InputError, match="too large for its edges to be refined"):
+        refining.request(session, [sample], CrfConfig())

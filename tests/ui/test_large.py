@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from napari.utils.notifications import notification_manager
+from PIL import Image
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
 
@@ -218,6 +221,78 @@ def test_accepting_is_written_beside_and_closing_the_window_keeps_it(
     assert not left
 
 
+def test_an_acceptance_is_on_disk_before_its_revision_is_written(
+    workbench: Workbench, opened: Callable[..., str], tmp_path: Path, qtbot: QtBot
+) -> None:
+    sample = opened("own.ome.zarr")
+    look(workbench, 5100, 1100, zoom=2)
+    qtbot.wait(300)
+    paint(workbench, 5100, 1100)
+    workbench.accept()
+    assert workbench.is_accepting
+    # What somebody else reads now is what is left if the program is killed now.
+    with ProjectStore.open(tmp_path / "p.segdesk", read_only=True) as store:
+        assert store.sample(sample).status is Status.ACCEPTED
+        annotation = store.annotation(sample)
+        assert annotation is not None
+        assert annotation.supervision[5100, 1100] == Supervision.CORRECTED
+        assert annotation.supervision[0, 0] == Supervision.ACCEPTED
+    show(workbench, sample, qtbot)  # at once again: nothing is lost, and strokes lie on it
+    look(workbench, 200, 200, zoom=2)
+    qtbot.wait(300)
+    paint(workbench, 200, 200)
+    labels = kept(workbench, sample)
+    assert labels[5100, 1100] == 1
+    assert labels[200, 200] == 1
+
+
+def test_planes_stacks_and_small_images_follow_each_other(
+    workbench: Workbench, opened: Callable[..., str], tmp_path: Path, qtbot: QtBot
+) -> None:
+    plane, stack = opened("own.ome.zarr"), opened("stack.zarr")
+    session = workbench.session
+    assert session is not None
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "colour.png")
+    tifffile.imwrite(
+        tmp_path / "few.tif", np.zeros((5, 64, 64), np.uint8), metadata={"axes": "ZYX"}
+    )
+    new = [NewImage(tmp_path / name) for name in ("colour.png", "few.tif")]
+    colour, few = (sample.id for sample in add_images(session, new).samples)
+    labels_of(workbench).brush_size = 17
+    order = [plane, few, colour, stack, colour, few, plane, stack, few, stack, plane, colour, plane]
+    for sample in order * 2:
+        show(workbench, sample, qtbot)
+        qtbot.wait(60)
+        workbench.viewer.screenshot(flash=False)
+        assert workbench.layers is not None
+        assert workbench.viewer.dims.ndim == len(session.store.sample(sample).shape)
+        assert labels_of(workbench).brush_size == 17
+        names = [layer.name for layer in workbench.viewer.layers]
+        assert names == ["Image", "Labels"]
+
+
+def test_a_store_that_is_gone_while_it_is_shown_is_said_once(
+    workbench: Workbench, opened: Callable[..., str], files: Path, tmp_path: Path, qtbot: QtBot
+) -> None:
+    copy = tmp_path / "gone.ome.zarr"
+    shutil.copytree(files / "own.ome.zarr", copy)
+    opened(str(copy))
+    qtbot.wait(300)
+    for chunk in copy.rglob("c/*/*"):
+        chunk.write_bytes(b"not a chunk")
+    with notification_manager:
+        said = len(notification_manager.records)
+        for y in (1000, 2000, 3000, 4000):
+            look(workbench, y, 3000, zoom=2)
+            qtbot.wait(300)
+        new = [str(record.message) for record in notification_manager.records[said:]]
+        assert len(new) == 1
+        assert "gone.ome.zarr" in new[0]
+    paint(workbench, 4000, 3000)
+    assert workbench.current_sample_id is not None
+    assert kept(workbench, workbench.current_sample_id)[4000, 3000] == 1
+
+
 def test_a_stroke_during_accepting_is_accepted_too(
     workbench: Workbench, opened: Callable[..., str], qtbot: QtBot
 ) -> None:
@@ -265,8 +340,6 @@ def test_a_prediction_comes_in_parts_and_is_whole_at_the_end(
     assert correction is not None
     prediction = session.store.prediction(sample, "tiny")
     assert prediction is not None
-    import tifffile
-
     expected = tifffile.imread(prediction.labels_path)
     spoken = correction.annotation.supervision == Supervision.CORRECTED
     expected[spoken] = 1
