@@ -72,6 +72,7 @@ class TileLoader:
         self._kept: OrderedDict[_Place, Pixels] = OrderedDict()
         self._wanted: dict[_Place, float] = {}
         self._failed: dict[_Place, float] = {}
+        self._has_told = False  # once an image is enough
         self._lock = threading.Condition()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="segdesk-tiles")
         self._busy: set[_Place] = set()
@@ -194,8 +195,9 @@ class TileLoader:
         try:
             found = self.pyramid.read(place.z, rows, columns, place.level)
         except SegDeskError as error:
-            is_first = not self._failed
-            self._failed[place] = time.monotonic()
+            with self._lock:
+                is_first, self._has_told = not self._has_told, True
+                self._failed[place] = time.monotonic()
             if is_first:
                 self._trouble(error)
             return
@@ -203,7 +205,7 @@ class TileLoader:
             return
         shown = self._look(found)
         with self._lock:
-            self._failed.clear()
+            self._failed.pop(place, None)
             self._kept[place] = shown
             total = sum(block.nbytes for block in self._kept.values())
             while total > CACHE_BYTES and len(self._kept) > 1:
