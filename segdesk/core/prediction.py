@@ -94,11 +94,6 @@ class Prediction:
     score: float
 
     @property
-    def is_zarr(self) -> bool:
-        """Whether labels and uncertainty are Zarr arrays, the image being very large."""
-        return (self.folder / "labels.zarr").is_dir()
-
-    @property
     def labels_path(self) -> Path:
         """TIFF of label values."""
         return self.folder / "labels.tif"

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     Box = slice | tuple[slice, ...]
 
 
+def is_zarr(prediction: Prediction) -> bool:
+    """Whether labels and uncertainty are Zarr arrays, the image being very large."""
+    return (prediction.folder / "labels.zarr").is_dir()
+
+
 class PredictedMap:
     """Labels or uncertainty of a prediction, for an index of slices; any thread may read.
 

@@ -15,6 +15,7 @@ from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction
 from segdesk.core.sample import Sample, Split
 from segdesk.io.labels import read_plane
+from segdesk.io.maps import is_zarr
 from segdesk.io.packages import hash_weights
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.cancel import CancelToken
@@ -313,7 +314,7 @@ def _read(store: ProjectStore, sample: Sample, model: _Known) -> Labels:
             f"{model.name} has not predicted {sample.name} yet; press Compare in the Compare "
             "panel, which predicts what is missing."
         )
-    if prediction.is_zarr:
+    if is_zarr(prediction):
         raise InputError(
             f"{sample.name} is too large for its predictions to be compared; compare smaller "
             "images, such as parts of this one."

@@ -18,6 +18,7 @@ from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction
 from segdesk.core.sample import Sample
 from segdesk.io.atomic import atomic_folder
+from segdesk.io.maps import is_zarr
 from segdesk.io.packages import hash_weights
 from segdesk.jobs.messages import RefinementReady, RefineOrder
 from segdesk.session.models import ModelEntry, current_model
@@ -104,7 +105,7 @@ def _order(session: Session, sample: Sample, config: CrfConfig) -> RefineOrder:
         raise InputError(
             f"The image {sample.path} is not there any more; put it back to refine its prediction."
         )
-    if prediction.is_zarr:
+    if is_zarr(prediction):
         raise InputError(
             f"{sample.name} is too large for its edges to be refined; refine smaller images, such "
             "as parts of this one."
