@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -28,7 +28,7 @@ def build_outline(
     spec: ModelSpec, channels: int, classes: int, options: Mapping[str, Any]
 ) -> nn.Module:
     """Build a network of any size on the meta device, its weights undrawn."""
-    with torch.device("meta"), Undrawn():
+    with torch.device("meta"), undrawn():
         return spec.build(channels, classes, **options)
 
 
@@ -58,8 +58,12 @@ def without_head(shapes: Shapes) -> Shapes:
     return {name: shape for name, shape in shapes.items() if not name.startswith("head.")}
 
 
-class Undrawn(TorchFunctionMode):
-    """Leave tensors as they are made."""
+class Shortcut(TorchFunctionMode):
+    """Answer some of torch's functions from their first input, without calling them."""
+
+    def __init__(self, functions: Collection[Any], answer: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._functions, self._answer = functions, answer
 
     def __torch_function__(
         self,
@@ -68,4 +72,11 @@ class Undrawn(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return args[0] if func in _DRAWING else func(*args, **(kwargs or {}))
+        if func in self._functions:
+            return self._answer(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def undrawn() -> Shortcut:
+    """Leave tensors as they are made, while it is entered."""
+    return Shortcut(_DRAWING, lambda tensor: tensor)

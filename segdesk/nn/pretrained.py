@@ -23,7 +23,7 @@ from segdesk.core.errors import InputError
 from segdesk.io.packages import WEIGHTS
 from segdesk.nn.download import Progress, Transfer, TransferError
 from segdesk.nn.encoders import import_timm
-from segdesk.nn.outline import Undrawn, build_outline
+from segdesk.nn.outline import build_outline, undrawn
 from segdesk.nn.registry import architectures
 
 Tensors = Mapping[str, Tensor]
@@ -108,7 +108,7 @@ def _timm_name(encoder: nn.Module) -> str | None:
 @cache
 def _published(name: str) -> nn.Module:
     """Return timm's whole network, on the meta device: names and shapes, no numbers."""
-    with torch.device("meta"), Undrawn():
+    with torch.device("meta"), undrawn():
         network: nn.Module = import_timm().create_model(name, pretrained=False)
     return network
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from segdesk.nn.encoders import import_timm
-from segdesk.nn.outline import build_outline
+from segdesk.nn.outline import Shortcut, build_outline
 from segdesk.nn.spec import ModelSpec
 
 #: About the side of the image the costs are computed for, in pixels.
@@ -23,7 +22,8 @@ TYPICAL_SIDE = 512
 MEGAPIXEL = 1_000_000
 FLOAT32 = 4
 
-#: What is never counted and makes something new of its first input's shape.
+#: What is never counted and makes something new of its first input's shape. On the meta
+#: device torch takes a norm apart into tens of steps.
 _SHAPELESS = {F.batch_norm, F.layer_norm, F.group_norm, F.gelu, torch.sigmoid, torch.tanh}
 
 
@@ -78,7 +78,7 @@ def profile(
     options = {**spec.options, **variant_options}
     try:
         network = build_outline(spec, channels, classes, options)
-        with torch.device("meta"), Unchanged():
+        with torch.device("meta"), Shortcut(_SHAPELESS, torch.empty_like):
             return _measure(spec, network, channels)
     except (RuntimeError, TypeError, ValueError):
         # Not a network for the meta device; if it is none at all, this says why.
@@ -136,24 +136,6 @@ def _watch(network: nn.Module) -> list[int]:
         if next(layer.children(), None) is None:
             layer.register_forward_hook(note)
     return sizes
-
-
-class Unchanged(TorchFunctionMode):
-    """Give what leaves a shape as it is a new tensor of that shape.
-
-    On the meta device torch takes a norm apart into tens of steps, none of which counts.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func in _SHAPELESS:
-            return torch.empty_like(args[0])
-        return func(*args, **(kwargs or {}))
 
 
 def _published_encoder(network: nn.Module) -> str:
