@@ -65,10 +65,14 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(ConvBlock(2 * o, o) for o in widths[1:])
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Return the feature map at full size."""
-        x = features[-1]
-        for up, block, skip in zip(self.ups, self.blocks, reversed(features[:-1]), strict=True):
-            x = block(torch.cat((skip, up(x)), 1))
+        """Return the feature map at full size; takes the others out of the list.
+
+        The largest maps come last: those of the levels before need not be there then.
+        """
+        x = features.pop()
+        for up, block in zip(self.ups, self.blocks, strict=True):
+            x = torch.cat((features.pop(), up(x)), 1)
+            x = block(x)
         return x
 
 

@@ -23,6 +23,8 @@ WHOLE_BYTES: Final = 64 * 2**20
 #: How many blocks of what side, in pixels.
 BLOCKS: Final = 64
 BLOCK_SIDE: Final = 256
+#: Rows of an image that are read at a time where all of it counts.
+BAND: Final = 512
 #: Standard deviations that become 0..1, each side of the mean.
 Z_RANGE: Final = 5.0
 #: The one root above 1 of x**4 = x + 1.
@@ -163,13 +165,36 @@ def fit_scaler(
         Pixels cannot be read.
     """
     picked = tuple(range(source.channels)) if channels is None else tuple(channels)
-    if source.is_lazy and source.nbytes > WHOLE_BYTES:
+    if not source.is_lazy:
+        values = choose_channels(source.read_level(), picked).reshape(-1)
+    elif source.nbytes > WHOLE_BYTES:
         values = np.concatenate(
             [choose_channels(b, picked).reshape(-1) for b in read_blocks(source)]
         )
     else:
-        values = choose_channels(source.read_level(), picked).reshape(-1)
+        values = _telling_values(source, how, picked)
     return Scaler(*_limits(values, how), how.mean, how.std)
+
+
+def _telling_values(
+    source: ImageSource, how: Normalization, picked: Sequence[int]
+) -> npt.NDArray[Any]:
+    """Return those values of an image that decide its scale, without it being whole in memory."""
+    height, width = source.shape[-2:]
+    size = source.planes * height * width * len(picked)
+    step = _step(size)
+    kept: list[npt.NDArray[Any]] = []
+    position = 0
+    for z in range(source.planes):
+        for y in range(0, height, BAND):
+            band = source.read(z, slice(y, min(y + BAND, height)), slice(0, width))
+            values = choose_channels(band, picked).reshape(-1)
+            if how.method == "minmax":
+                kept.append(np.array([values.min(), values.max()]))
+            else:
+                kept.append(values[-position % step :: step].copy())
+            position += values.size
+    return np.concatenate(kept)
 
 
 def read_blocks(source: ImageSource) -> list[npt.NDArray[Any]]:
@@ -199,7 +224,7 @@ def _limits(values: npt.NDArray[Any], how: Normalization) -> tuple[float, float]
     """Return the values that become 0 and 1; equal ones for a constant image."""
     if how.method == "minmax":
         return float(values.min()), float(values.max())
-    sample = values[:: max(1, values.size // _SAMPLE_PIXELS)]
+    sample = values[:: _step(values.size)]
     if how.method == "zscore" and sample.min() < sample.max():
         mean, spread = float(sample.mean(dtype=np.float64)), float(sample.std(dtype=np.float64))
         return mean - Z_RANGE * spread, mean + Z_RANGE * spread
@@ -207,6 +232,11 @@ def _limits(values: npt.NDArray[Any], how: Normalization) -> tuple[float, float]
     if high <= low:
         low, high = sample.min(), sample.max()
     return float(low), float(high)
+
+
+def _step(size: int) -> int:
+    """Return of how many values one is looked at."""
+    return max(1, size // _SAMPLE_PIXELS)
 
 
 def _unit(data: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.float32]:

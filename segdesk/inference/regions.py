@@ -6,7 +6,7 @@ No torch: the window may use this too.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -20,8 +20,20 @@ if TYPE_CHECKING:
 SIDE: Final = 64
 #: Places are found to so many pixels: the mean of a cell this large is one number.
 CELL: Final = 8
+#: Rows of cells that are read at a time.
+BAND: Final = 64
 #: A place with less than this share of the worst one's uncertainty is none.
 LEAST: Final = 0.1
+
+
+class Values(Protocol):
+    """A plane of uncertainty, float32 (Y, X), 0 to 1: an array, or one that is read in boxes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height and width."""
+
+    def __getitem__(self, box: tuple[slice, slice], /) -> Floats: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,7 @@ class Region:
 
 
 def find_regions(
-    uncertainty: Floats, count: int = 10, *, side: int = SIDE, z: int = 0
+    uncertainty: Values, count: int = 10, *, side: int = SIDE, z: int = 0
 ) -> list[Region]:
     """Return the most uncertain places of a plane, by total uncertainty, the largest first.
 
@@ -73,7 +85,7 @@ def find_regions(
     Parameters
     ----------
     uncertainty
-        float32 (Y, X), 0 to 1.
+        float32 (Y, X), 0 to 1; read a band of rows at a time, and each place found.
     count
         How many at most; fewer where the rest is not uncertain (see :data:`LEAST`).
     side
@@ -109,16 +121,20 @@ def find_regions_of_stack(uncertainty: Floats, count: int = 10) -> list[Region]:
     return sorted(found, key=lambda region: region.total, reverse=True)[:count]
 
 
-def _cell_means(plane: Floats, cell: int) -> Floats:
+def _cell_means(plane: Values, cell: int) -> Floats:
     """Return the sum over each cell, over a whole cell's area; border cells may be cut."""
-    rows, columns = (np.arange(0, length, cell) for length in plane.shape)
-    sums = np.add.reduceat(np.add.reduceat(plane, rows, 0), columns, 1)
-    means: Floats = (sums / cell**2).astype(np.float32)
-    return means
+    height, width = plane.shape
+    columns = np.arange(0, width, cell)
+    means = []
+    for top in range(0, height, BAND * cell):
+        band = plane[top : min(top + BAND * cell, height), :width]
+        sums = np.add.reduceat(np.add.reduceat(band, range(0, len(band), cell), 0), columns, 1)
+        means.append((sums / cell**2).astype(np.float32))
+    return np.concatenate(means)
 
 
 def _region(
-    uncertainty: Floats, row: int, column: int, box: list[int], cell: int, z: int
+    uncertainty: Values, row: int, column: int, box: list[int], cell: int, z: int
 ) -> Region:
     y, x = row * cell, column * cell
     part = uncertainty[y : y + box[0] * cell, x : x + box[1] * cell]

@@ -116,6 +116,8 @@ def predict_to_folder(
     lookup = map_to_classes(model.card.classes, order.classes, order.model)
     with ExitStack() as stack:
         source = stack.enter_context(open_source(order.image))
+        if order.view is None:  # what is on screen comes first elsewhere, from all sides
+            source.expect_rows()
         planes = planes_of(source, order, model.card)
         shape = (len(planes), *planes[0].shape)
         about = what_decides(order, model.weights_sha256)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,10 +14,10 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from segdesk.core.errors import InputError
-from segdesk.inference.regions import Region, find_regions, find_regions_of_stack
+from segdesk.inference.regions import Region, find_regions
 from segdesk.inference.tiling import Box
 from segdesk.inference.uncertainty import unsure_pixels
-from segdesk.io.labels import write_plane
+from segdesk.io.labels import BAND, write_bands
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: Side of a chunk, in pixels.
 CHUNK: Final = 512
-#: Results of more pixels than this stay Zarr: a TIFF of them is made in memory.
+#: Results of more pixels than this stay Zarr: whoever opens a TIFF of them reads it whole.
 TIFF_PIXELS: Final = 64 * 2**20
 #: The most uncertain places: how many are kept, and how many of a chunk can be among them.
 REGIONS: Final = "regions.json"
@@ -149,8 +149,7 @@ class ResultWriter:
         (self.folder / REGIONS).write_text(text + "\n", "utf-8")
         if as_tiff:
             for name in ("labels", "uncertainty"):
-                array = np.asarray(zarr.open_array(str(self._path(name)), mode="r"))
-                write_plane(self.folder / f"{name}.tif", array[0] if is_flat else array)
+                self._to_tiff(name, is_flat=is_flat)
         for name in (_ORDER, _DONE):  # from here on it cannot be gone on with
             (self.folder / name).unlink()
         for name in ("labels", "uncertainty") if as_tiff else ():
@@ -158,11 +157,26 @@ class ResultWriter:
 
     # How ---------------------------------------------------------------------
 
+    def _to_tiff(self, name: str, *, is_flat: bool) -> None:
+        """Turn a Zarr array into a TIFF, a band of rows at a time."""
+        array = zarr.open_array(str(self._path(name)), mode="r")
+        depth, height, _ = self.shape
+
+        def bands() -> Iterator[npt.NDArray[Any]]:
+            for z in range(depth):
+                for y in range(0, height, BAND):
+                    yield np.asarray(array[z, y : y + BAND])
+
+        shape = self.shape[1:] if is_flat else self.shape
+        write_bands(self.folder / f"{name}.tif", shape, array.dtype.name, bands())
+
     def _regions(self, *, as_whole: bool) -> list[Region]:
         """Find the most uncertain places; chunk by chunk where the image is too large."""
-        if as_whole:
-            return find_regions_of_stack(np.asarray(self._unsure[:]))
         found: list[Region] = []
+        if as_whole:
+            for z in range(self.shape[0]):
+                found += find_regions(_Plane(self._unsure, z), MOST_REGIONS, z=z)
+            return sorted(found, key=lambda region: region.total, reverse=True)[:MOST_REGIONS]
         for z, y, x in sorted(self._done):
             box = self._box(y, x)
             here = find_regions(np.asarray(self._unsure[z, *box.slices]), REGIONS_OF_CHUNK, z=z)
@@ -247,6 +261,21 @@ class ResultWriter:
         self.written[place] = chunk.unsure_pixels
         if self._block is None:
             self.record({place: chunk.unsure_pixels})
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """A plane of a Zarr array (Z, Y, X), read in boxes."""
+
+    array: zarr.Array[Any]
+    z: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape[1:]
+
+    def __getitem__(self, box: tuple[slice, slice]) -> Floats:
+        return np.asarray(self.array[self.z, *box])
 
 
 class _Chunk:

@@ -84,6 +84,9 @@ class ImageSource(ABC):
             The box leaves the image.
         """
 
+    def expect_rows(self) -> None:  # noqa: B027  most have nothing to forget
+        """Keep no more pixels in memory than boxes need that come row by row."""
+
     def close(self) -> None:  # noqa: B027  most have nothing to close
         """Close the files; a second call does nothing."""
 
@@ -279,6 +282,7 @@ class ChunkedImage(ImageSource):
         self._guard = guard
         self._resources = resources
         self._kept: OrderedDict[tuple[int, ...], Pixels] = OrderedDict()
+        self._most_kept = CACHE_BYTES
         self._lock = threading.Lock()
         if 0 in finest.shape or not self.channels:
             raise InputError(f"{name} holds no pixels; export it again.")
@@ -287,6 +291,15 @@ class ChunkedImage(ImageSource):
                 f"{name} holds {finest.dtype.name} values; save it as whole or real numbers."
             )
         self._levels = [_Level(array, _block(array, layout)) for array in arrays]
+
+    def expect_rows(self) -> None:
+        """See :class:`ImageSource`."""
+        array, block = self._levels[0].array, self._levels[0].block
+        x = self._layout.plane[1]
+        across = -(-array.shape[x] // block[x])
+        piece = math.prod(block) * min(array.dtype.itemsize, 4)
+        # A row of boxes may lie over two rows of pieces, and both are needed for the next.
+        self._most_kept = min(CACHE_BYTES, 2 * across * piece)
 
     def close(self) -> None:
         """See :class:`ImageSource`."""
@@ -325,7 +338,7 @@ class ChunkedImage(ImageSource):
                 found = self._load(level, key[1:])
                 self._kept[key] = found
                 total = sum(piece.nbytes for piece in self._kept.values())
-                while total > CACHE_BYTES and len(self._kept) > 1:
+                while total > self._most_kept and len(self._kept) > 1:
                     total -= self._kept.popitem(last=False)[1].nbytes
             self._kept.move_to_end(key)
         plane: Pixels = found[tuple(a % s for a, s in zip(at, steps, strict=True))]

@@ -25,6 +25,8 @@ PLANES = ("labels", "supervision")
 #: is made, and a blank tile costs neither time nor memory.
 WHOLE_PIXELS: Final = 16 * 2**20
 TILE: Final = 512
+#: Rows that are written at a time where an array is never whole in memory.
+BAND: Final = 512
 THREADS: Final = 2
 
 
@@ -88,8 +90,41 @@ def write_plane(path: Path, array: npt.NDArray[Any]) -> None:
     _write(path, array, {"axes": {2: "YX", 3: "ZYX"}[array.ndim]})
 
 
+def write_bands(
+    path: Path, shape: tuple[int, ...], dtype: str, bands: Iterator[npt.NDArray[Any]]
+) -> None:
+    """Write an array that is never whole in memory, as :func:`write_plane` does.
+
+    Parameters
+    ----------
+    shape
+        (Y, X) or (Z, Y, X).
+    dtype
+        uint8 or float32.
+    bands
+        The array from top to bottom, plane after plane: (:data:`BAND`, X), at the end of
+        each plane what is left.
+
+    Raises
+    ------
+    InputError
+        As :func:`write_plane`.
+    """
+    is_real = np.dtype(dtype).kind == "f"
+    with atomic_stream(path) as stream:
+        tifffile.imwrite(
+            stream,
+            (band.tobytes() if is_real else zlib.compress(band.tobytes(), 1) for band in bands),
+            shape=shape,
+            dtype=dtype,
+            photometric="minisblack",
+            **({} if is_real else {"compression": "zlib", "rowsperstrip": BAND}),
+            metadata={"axes": {2: "YX", 3: "ZYX"}[len(shape)]},
+        )
+
+
 def read_plane(path: Path) -> npt.NDArray[Any]:
-    """Read what :func:`write_plane` wrote.
+    """Read what :func:`write_plane` or :func:`write_bands` wrote.
 
     Raises
     ------
