@@ -501,9 +501,12 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """Make threads that share the processor, each with its part of OpenMP's threads."""
     all_of_them = torch.get_num_threads()
     share = max(1, all_of_them // count)
-    with ThreadPoolExecutor(
-        count, "segdesk-compute", initializer=lambda: torch.set_num_threads(share)
-    ) as pool:
+
+    def begin() -> None:
+        torch.get_num_threads()  # else the thread's first tile sets what all begin with
+        torch.set_num_threads(share)
+
+    with ThreadPoolExecutor(count, "segdesk-compute", initializer=begin) as pool:
         all_there = threading.Barrier(count)
         try:
             wait([pool.submit(all_there.wait) for _ in range(count)])

@@ -54,8 +54,9 @@ class Segmenter(nn.Module):
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return what a quick head sees, levels (N, C_i, h_i, w_i), and the own maps."""
         features = self.encoder(x)
-        decoded = self.decoder(features)
-        # A decoder may write into what it is given: the maps are looked at after it.
+        # A decoder may take maps out of the list it is given, to have room for larger ones,
+        decoded = self.decoder(list(features) if isinstance(features, list) else features)
+        # or write into what it is given: the maps are looked at after it.
         return maps_in((features, decoded)), self.enlarge(self.head(decoded), x)
 
     def refine(self, levels: list[Tensor], own: Tensor, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import queue
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from napari.utils.notifications import (
     ErrorNotification,
@@ -22,9 +23,12 @@ from psygnal import Signal
 from qtpy.QtCore import QObject, QTimer
 
 from segdesk.core.errors import CanceledError, SegDeskError
-from segdesk.jobs.messages import AnyEvent, Progressed, Stepped
+from segdesk.jobs.messages import AnyEvent, PartsPredicted, Progressed, Stepped
 
 DRAIN_MILLISECONDS = 33
+
+#: Events that only change what is drawn.
+DRAWN: Final = (Progressed, PartsPredicted, Stepped)
 
 Call = Callable[[], None]
 
@@ -95,13 +99,25 @@ class Bridge(QObject):
     handle
         Called with every event that is left after :func:`coalesce`; of a batch of
         training steps, with the last.
+    is_painting
+        Whether the user draws a stroke now. What is only drawn waits until it has ended,
+        or until anything else comes: without a graphics card drawing takes up to 50 ms,
+        and the stroke would jump.
     """
 
     stepped = Signal(Steps)
 
-    def __init__(self, handle: Callable[[AnyEvent], None], parent: QObject | None = None) -> None:
+    def __init__(
+        self,
+        handle: Callable[[AnyEvent], None],
+        parent: QObject | None = None,
+        is_painting: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__(parent)
         self._handle = handle
+        self._is_painting = is_painting
+        #: What waits for the end of a stroke.
+        self._held: list[AnyEvent | Call] = []
         self._queue: queue.SimpleQueue[AnyEvent | Call] = queue.SimpleQueue()
         self._timer = QTimer(self)
         self._timer.setInterval(DRAIN_MILLISECONDS)
@@ -119,14 +135,18 @@ class Bridge(QObject):
     def close(self) -> None:
         """Stop; what is still in the queue is dropped."""
         self._timer.stop()
+        self._held.clear()
         while not self._queue.empty():
             self._queue.get_nowait()
 
     def drain(self) -> None:
-        """Take everything out of the queue and work it off."""
-        items: list[AnyEvent | Call] = []
+        """Take everything out of the queue and work it off, unless it is to wait."""
+        items, self._held = self._held, []
         while not self._queue.empty():
             items.append(self._queue.get_nowait())
+        if self._is_painting() and all(isinstance(item, DRAWN) for item in items):
+            self._held = items
+            return
         for item in coalesce(items):
             self._work_off(item)
 

@@ -34,9 +34,10 @@ DRAW_SHARE: Final = 0.02
 class LivePrediction(QObject):
     """Follows the one prediction that was ordered for the sample on screen.
 
-    Parts are written into the layers when they come, and the engine is told where the
-    user is looking. Another sample on screen calls the prediction off; what is finished
-    of it is kept on disk, and the next order for it goes on from there.
+    Parts are written into the layers when they come, and drawn when no stroke is under
+    way; the engine is told where the user is looking. Another sample on screen calls the
+    prediction off; what is finished of it is kept on disk, and the next order for it goes
+    on from there.
     """
 
     def __init__(self, workbench: Workbench) -> None:
@@ -141,7 +142,9 @@ class LivePrediction(QObject):
     # Drawing --------------------------------------------------------------------
 
     def _draw(self) -> None:
-        if self._workbench.layers is not None:
+        if self._workbench.is_painting:
+            self._draw_timer.start(STILL_MILLISECONDS)
+        elif self._workbench.layers is not None:
             began = time.monotonic()
             self._workbench.layers.draw_parts()
             # The drawing itself comes after this, and before the next timer.

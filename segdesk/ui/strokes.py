@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from napari.layers import Labels
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     Box = tuple[slice, ...]
 
 UNDO, REDO = "Control-Z", "Control-Shift-Z"
+
+#: So long after a stroke, in seconds, the next one may follow.
+REST: Final = 0.15
 
 
 @dataclass
@@ -82,10 +86,16 @@ class StrokeKeeper:
         self._window = window
         self._correction = correction
         self._drag: Drag | None = None
+        self._ended = -REST
         layer.mouse_drag_callbacks.append(self._follow_mouse)
         layer.events.paint.connect(self._on_paint)
         layer.bind_key(UNDO, lambda _: self.undo(), overwrite=True)
         layer.bind_key(REDO, lambda _: self.redo(), overwrite=True)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the user draws with the mouse, or did so a moment ago."""
+        return self._drag is not None or time.monotonic() - self._ended < REST
 
     def close(self) -> None:
         """Listen no more."""
@@ -132,6 +142,7 @@ class StrokeKeeper:
         """Confirm what was brushed over, if the stroke changed no label."""
         if self._drag is drag:
             self._drag = None
+            self._ended = time.monotonic()
         correction = drag.correction
         if drag.is_kept or self._correction() is not correction:
             return

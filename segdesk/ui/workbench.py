@@ -195,7 +195,7 @@ class Workbench:
         self.close()
         self._session = session
         session.promotes_better = self._habits.use_better
-        self._bridge = Bridge(session.handle)
+        self._bridge = Bridge(session.handle, is_painting=lambda: self.is_painting)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="segdesk-io")
         self._slow = SlowThread(self._bridge)
         self._prompt = SlowThread(self._bridge, "segdesk-prompt")
@@ -271,6 +271,11 @@ class Workbench:
     def current_correction(self) -> Correction | None:
         """The correction of the sample on screen; None while it is opening."""
         return self._correction
+
+    @property
+    def is_painting(self) -> bool:
+        """Whether a stroke is being drawn on the sample on screen."""
+        return self.strokes is not None and self.strokes.is_under_way
 
     def show_sample(self, sample_id: str) -> None:
         """Bring a sample on screen; its files are read in the background.

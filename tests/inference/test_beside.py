@@ -65,6 +65,7 @@ def test_tiles_beside_each_other_give_what_they_give_one_by_one(
 ) -> None:
     predictor = Predictor(load_model(make_model(tmp_path / "m")), torch.device("cpu"))
     threads: set[str] = set()
+    shares: set[int] = set()
     at_once: list[int] = []
     now, lock = [0], threading.Lock()
 
@@ -75,6 +76,8 @@ def test_tiles_beside_each_other_give_what_they_give_one_by_one(
             threads.add(threading.current_thread().name)
         time.sleep(0.02)
         maps = predictor.probabilities(batch)
+        if threading.current_thread().name.startswith("segdesk-compute"):
+            shares.add(torch.get_num_threads())
         with lock:
             now[0] -= 1
         return maps
@@ -82,6 +85,7 @@ def test_tiles_beside_each_other_give_what_they_give_one_by_one(
     beside = run(predictor, forward=forward)
     again = run(predictor, forward=forward)
     assert max(at_once) == 3
+    assert shares == {1}, "threads of their own, and those of all others too"
     assert len([name for name in threads if name.startswith("segdesk-compute")]) == 3
     torch.set_num_threads(1)
     alone = run(predictor)

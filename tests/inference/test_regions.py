@@ -51,6 +51,17 @@ def test_little_noise_beside_a_place_is_none() -> None:
     assert find_regions(np.zeros((512, 512), np.float32)) == []
 
 
+def test_a_plane_of_many_bands_is_searched_as_a_whole() -> None:
+    plane = np.zeros((1700, 90), np.float32)
+    places = [(510, 30, 12, 0.9), (1020, 60, 12, 0.8), (1690, 40, 12, 0.7)]
+    for place in places:
+        blob(plane, *place)
+    found = find_regions(plane)
+    assert len(found) == len(places)
+    for region, (y, x, _, _) in zip(found, places, strict=True):
+        assert holds(region, y, x)
+
+
 def test_places_of_a_stack_say_their_plane() -> None:
     stack = np.zeros((4, 128, 128), np.float32)
     blob(stack[2], 40, 40, 10, 0.9)

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segdesk.core.errors import SegDeskError
-from segdesk.io.labels import read_labels, read_plane, write_labels, write_plane
+from segdesk.io.labels import (
+    BAND,
+    read_labels,
+    read_plane,
+    write_bands,
+    write_labels,
+    write_plane,
+)
 
 
 @settings(
@@ -29,6 +36,27 @@ def test_labels_of_any_shape_come_back(tmp_path: Path, shape: list[int], seed: i
     uncertainty = rng.random(shape, np.float32)
     write_plane(tmp_path / "u.tif", uncertainty)
     np.testing.assert_array_equal(read_plane(tmp_path / "u.tif"), uncertainty)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("shape", [(30, 20), (1100, 40), (3, 600, 40)])
+def test_what_is_written_in_bands_is_the_same_file(
+    tmp_path: Path, dtype: str, shape: tuple[int, ...]
+) -> None:
+    array = (np.random.default_rng(0).random(shape) * 200).astype(dtype)
+    planes = array if array.ndim == 3 else array[None]
+    bands = (plane[y : y + BAND] for plane in planes for y in range(0, shape[-2], BAND))
+    write_bands(tmp_path / "a.tif", shape, dtype, bands)
+    write_plane(tmp_path / "b.tif", array)
+    for name in ("a.tif", "b.tif"):
+        np.testing.assert_array_equal(read_plane(tmp_path / name), array)
+    pages = []
+    for name in ("a.tif", "b.tif"):
+        with tifffile.TiffFile(tmp_path / name) as tiff:
+            pages.append(tiff.series[0])
+    assert pages[0].axes == pages[1].axes
+    with Image.open(tmp_path / "a.tif") as image:
+        np.testing.assert_array_equal(np.array(image), planes[0])
 
 
 def test_other_programs_open_them_and_see_what_the_planes_are(tmp_path: Path) -> None:

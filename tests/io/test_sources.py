@@ -258,6 +258,25 @@ def test_a_chunk_is_decoded_once_for_neighbouring_boxes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(source.read(0, slice(0, 600), slice(0, 300)), data[:, :300])
 
 
+def test_rows_of_boxes_need_each_chunk_once_and_little_is_kept(tmp_path: Path) -> None:
+    data = random("uint8", 1024, 1024, 3)
+    write_ome(tmp_path / "a.zarr", [data], "yxc", chunks=(256, 256, 3))
+    with open_source(tmp_path / "a.zarr") as source:
+        source.expect_rows()
+        for x in range(0, 1024, 128):  # a row of boxes over two rows of chunks
+            source.read(0, slice(200, 300), slice(x, x + 128))
+        moved = tmp_path / "a.zarr" / "0"
+        moved.rename(tmp_path / "away")
+        np.testing.assert_array_equal(source.read(0, slice(200, 512), slice(0, 1024)),
+                                      data[200:512])  # fmt: skip
+        (tmp_path / "away").rename(moved)
+        source.read(0, slice(512, 1024), slice(0, 1024))
+        moved.rename(tmp_path / "away")
+        np.testing.assert_array_equal(source.read(0, slice(512, 1024), slice(0, 1024)), data[512:])
+        with pytest.raises(InputError):  # the rows before are forgotten
+            source.read(0, slice(200, 300), slice(0, 128))
+
+
 def test_a_zipped_zarr_and_an_address_are_read(tmp_path: Path) -> None:
     data = random("uint8", 3, 70, 90)
     write_ome(tmp_path / "b.ome.zarr", [data], "cyx", version="0.4")

@@ -7,7 +7,7 @@ from pytestqt.qtbot import QtBot
 
 from segdesk.core.errors import InputError
 from segdesk.core.run import RunState
-from segdesk.jobs.messages import AnyEvent, Finished, Progressed, Stepped
+from segdesk.jobs.messages import AnyEvent, Finished, PartsPredicted, Progressed, Stepped
 from segdesk.ui.bridge import Bridge, Steps, coalesce, reporting
 
 
@@ -50,6 +50,28 @@ def test_events_of_a_thread_are_handled_on_the_main_thread_in_order(qtbot: QtBot
     bridge.close()
     assert [event for event, _ in seen] == events
     assert {thread for _, thread in seen} == {threading.main_thread()}
+
+
+def test_what_is_only_drawn_waits_for_a_stroke_and_nothing_else_does(qtbot: QtBot) -> None:
+    seen: list[AnyEvent] = []
+    is_painting = [True]
+    bridge = Bridge(seen.append, is_painting=lambda: is_painting[0])
+    parts = [PartsPredicted(job="a", sample="s", z=z, parts=()) for z in range(3)]
+    bridge.put(parts[0])
+    bridge.put(progress("a", 1))
+    qtbot.wait(200)
+    assert seen == []
+    bridge.put(parts[1])
+    is_painting[0] = False
+    qtbot.waitUntil(lambda: len(seen) == 3)
+    assert seen == [parts[0], progress("a", 1), parts[1]]
+    is_painting[0] = True
+    end = Finished(job="a", state=RunState.COMPLETED)
+    bridge.put(parts[2])
+    bridge.put(end)
+    qtbot.waitUntil(lambda: len(seen) == 5)
+    bridge.close()
+    assert seen[3:] == [parts[2], end]
 
 
 def test_steps_come_as_one_batch_and_the_last_reaches_the_session(qtbot: QtBot) -> None:

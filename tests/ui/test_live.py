@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import napari
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 from pytestqt.qtbot import QtBot
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QWidget
 
 from segdesk.config.inference import InferenceConfig
+from segdesk.core.annotation import Supervision
 from segdesk.core.classes import ClassMap
 from segdesk.core.run import RunState
 from segdesk.jobs.messages import Finished, PartsPredicted
@@ -56,6 +61,13 @@ def large(workbench: Workbench, tmp_path: Path, qtbot: QtBot) -> list[str]:
     ids = [sample.id for sample in add_images(session, new).samples]
     bring(workbench, ids[0], qtbot)
     return ids
+
+
+def canvas_of(viewer: napari.Viewer) -> QWidget:
+    """The widget that the mouse paints on, found by public Qt means."""
+    window = viewer.window.dock_widgets["Correct"].window()
+    (canvas,) = [w for w in window.findChildren(QWidget) if "CanvasBackend" in type(w).__name__]
+    return canvas
 
 
 def bring(workbench: Workbench, sample_id: str, qtbot: QtBot) -> None:
@@ -108,6 +120,48 @@ def test_parts_come_first_where_the_user_looks_and_a_stroke_stays(
     correction = workbench.current_correction
     assert correction is not None
     np.testing.assert_array_equal(correction.annotation.labels, labels)
+
+
+def test_parts_wait_while_a_stroke_is_drawn_and_come_after_it(
+    workbench: Workbench, large: list[str], qtbot: QtBot
+) -> None:
+    session, layers = workbench.session, workbench.layers
+    assert session is not None
+    assert layers is not None
+    assert layers.labels is not None
+    heard = Heard(session)
+    workbench.predict([large[0]])
+    qtbot.waitUntil(lambda: layers.uncertainty is not None, timeout=60 * SECONDS)
+    assert layers.uncertainty is not None
+    layers.labels.mode, layers.labels.brush_size, layers.labels.selected_label = "paint", 9, 1
+    canvas = canvas_of(workbench.viewer)
+    middle, left = canvas.rect().center(), Qt.MouseButton.LeftButton
+    QTest.mouseMove(canvas, middle)
+    QTest.mousePress(canvas, left, pos=middle)
+    assert workbench.is_painting
+    qtbot.wait(300)  # what was on its way when the button went down
+    drawn: list[object] = []
+    layers.uncertainty.events.set_data.connect(drawn.append)
+    before, known = len(heard.parts), layers.uncertainty.data.copy()
+    for step in range(20):
+        QTest.mouseMove(canvas, middle + QPoint(step, step // 2))
+        qtbot.wait(50)
+    assert not heard.ends, "the prediction ended before the stroke"
+    assert (len(heard.parts), drawn) == (before, [])
+    np.testing.assert_array_equal(layers.uncertainty.data, known)
+    QTest.mouseRelease(canvas, left, pos=middle)
+    qtbot.waitUntil(lambda: len(heard.parts) > before and bool(drawn), timeout=10 * SECONDS)
+    assert not workbench.is_painting
+    correction = workbench.current_correction
+    assert correction is not None
+    assert (correction.annotation.supervision == Supervision.CORRECTED).any()
+    qtbot.waitUntil(lambda: bool(heard.ends), timeout=120 * SECONDS)
+    qtbot.wait(500)
+    np.testing.assert_array_equal(correction.annotation.labels, layers.labels.data)
+    folder = next((session.store.folder / "predictions" / large[0]).iterdir())
+    told = correction.annotation.supervision != Supervision.UNSEEN
+    predicted = tifffile.imread(folder / "labels.tif")
+    np.testing.assert_array_equal(layers.labels.data[~told], predicted[~told])
 
 
 def test_the_plane_on_screen_comes_first(
