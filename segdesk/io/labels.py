@@ -118,7 +118,8 @@ def write_bands(
             shape=shape,
             dtype=dtype,
             photometric="minisblack",
-            **({} if is_real else {"compression": "zlib", "rowsperstrip": BAND}),
+            compression=None if is_real else "zlib",
+            rowsperstrip=None if is_real else BAND,
             metadata={"axes": {2: "YX", 3: "ZYX"}[len(shape)]},
         )
 

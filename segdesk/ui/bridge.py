@@ -23,7 +23,7 @@ from psygnal import Signal
 from qtpy.QtCore import QObject, QTimer
 
 from segdesk.core.errors import CanceledError, SegDeskError
-from segdesk.jobs.messages import AnyEvent, PartsPredicted, Progressed, Stepped
+from segdesk.jobs.messages import AnyEvent, PartsPredicted, Progressed, Said, Stepped
 
 DRAIN_MILLISECONDS = 33
 
@@ -91,6 +91,11 @@ def coalesce(items: list[AnyEvent | Call]) -> list[AnyEvent | Steps | Call]:
     return result
 
 
+def _must_follow(item: AnyEvent | Call) -> bool:
+    """Whether what was drawn of a job before must be there when this is handed over."""
+    return not isinstance(item, (*DRAWN, Said)) and not callable(item)
+
+
 class Bridge(QObject):
     """Takes events and calls from any thread and runs them on the main one.
 
@@ -101,8 +106,8 @@ class Bridge(QObject):
         training steps, with the last.
     is_painting
         Whether the user draws a stroke now. What is only drawn waits until it has ended,
-        or until anything else comes: without a graphics card drawing takes up to 50 ms,
-        and the stroke would jump.
+        or until a job has: without a graphics card drawing takes up to 50 ms, and the
+        stroke would jump.
     """
 
     stepped = Signal(Steps)
@@ -144,9 +149,9 @@ class Bridge(QObject):
         items, self._held = self._held, []
         while not self._queue.empty():
             items.append(self._queue.get_nowait())
-        if self._is_painting() and all(isinstance(item, DRAWN) for item in items):
-            self._held = items
-            return
+        if self._is_painting() and not any(_must_follow(item) for item in items):
+            self._held = [item for item in items if isinstance(item, DRAWN)]
+            items = [item for item in items if not isinstance(item, DRAWN)]
         for item in coalesce(items):
             self._work_off(item)
 

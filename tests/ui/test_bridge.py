@@ -59,6 +59,9 @@ def test_what_is_only_drawn_waits_for_a_stroke_and_nothing_else_does(qtbot: QtBo
     parts = [PartsPredicted(job="a", sample="s", z=z, parts=()) for z in range(3)]
     bridge.put(parts[0])
     bridge.put(progress("a", 1))
+    called: list[int] = []
+    bridge.call(lambda: called.append(1))
+    qtbot.waitUntil(lambda: called == [1])
     qtbot.wait(200)
     assert seen == []
     bridge.put(parts[1])
