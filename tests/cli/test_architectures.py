@@ -77,6 +77,7 @@ def program(tmp_path: Path) -> Program:
     return Program(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_second_look_needs_no_torch_and_says_the_same(segdesk: Cli) -> None:
     computed = segdesk("models", "list", "--json").out
     assert command({}, "models", "list", "--json") == (computed, False)
