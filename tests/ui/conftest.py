@@ -6,7 +6,6 @@ from pathlib import Path
 import napari
 import numpy as np
 import pytest
-from npe2 import PluginManifest
 from PIL import Image
 from pytestqt.qtbot import QtBot
 
@@ -32,15 +31,6 @@ def _cold_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _quick_garbage_collection(frozen_modules: None) -> None:
     pass
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _manifests_read_once() -> Iterator[None]:
-    """Look for napari's plugins once: every new viewer would read all their manifests again."""
-    found = list(PluginManifest.discover())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PluginManifest, "discover", lambda *_, **__: iter(found))
-        yield
 
 
 @pytest.fixture(autouse=True)
