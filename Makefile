@@ -10,7 +10,8 @@ STAMP := $(VENV)/.installed
 DEBIAN := libegl1 libgl1 libdbus-1-3 libfontconfig1 libglib2.0-0 libxkbcommon-x11-0 \
   libxcb-cursor0 libxcb-icccm4 libxcb-keysyms1 libxcb-shape0 xvfb xauth
 
-.PHONY: run test setup system-libraries lint docs-screenshots benchmarks nuclei-unet oracles clean
+.PHONY: run test test-quick setup system-libraries lint docs-screenshots benchmarks nuclei-unet \
+  oracles clean
 
 run: setup
 	@if [ -n "$$DISPLAY" ] || [ -n "$$WAYLAND_DISPLAY" ]; then \
@@ -25,6 +26,11 @@ test: export PYTHONDONTWRITEBYTECODE :=
 # Whoever finishes early takes tests from the other: some take minutes, most milliseconds.
 test: setup lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Without lint, and without the tests that take over ten seconds each.
+test-quick: export PYTHONDONTWRITEBYTECODE :=
+test-quick: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

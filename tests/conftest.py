@@ -44,11 +44,12 @@ settings.register_profile("segdesk", deadline=None)
 settings.load_profile("segdesk")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def frozen_modules() -> None:
-    """Leave napari's and Qt's modules out of every garbage collection from now on.
+    """Leave what is there out of every garbage collection from now on.
 
-    A test with a window collects several times, half a second each for what never goes.
+    napari collects everything whenever a layer goes, several times in a test with a window:
+    half a second each for modules that stay, and for what other tests have left in caches.
     """
     import napari.qt  # noqa: F401
 

@@ -7,10 +7,14 @@ Stroke N paints the block that :func:`block` says.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from segdesk.app.window import DesktopWindow
 from segdesk.config.training import TrainingConfig
+from segdesk.session import training
 
+CONFIG = TrainingConfig(steps=1000, batch_size=2, crop_size=64, evaluate_every=5)
 BLOCK = 6
 PER_ROW = 40
 
@@ -23,48 +27,40 @@ def block(number: int) -> tuple[slice, slice, int]:
 
 def main(project: Path, first: int, sample_id: str) -> None:
     """Open the window on ``project`` and paint until killed."""
-    from napari.qt import get_qapp
-    from qtpy.QtCore import QTimer
+    # Only in the process of its own: the test that starts it looks up what block() says.
+    from driven import drive, say
 
-    from segdesk.app.window import DesktopWindow
-    from segdesk.session import training
+    def begin(window: DesktopWindow) -> Callable[[], bool]:
+        number = first
 
-    application = get_qapp()
-    window = DesktopWindow()
-    window.open_project(project)
-    number = first
+        def paint() -> bool:
+            nonlocal number
+            correction = window.workbench.current_correction
+            session = window.workbench.session
+            is_shown = window.workbench.current_sample_id == sample_id
+            if correction is None or session is None or not is_shown:
+                return False
+            rows, columns, label = block(number)
+            layer = window.viewer.layers["Labels"]
+            layer.brush_size = BLOCK
+            for y in range(rows.start, rows.stop):
+                layer.data[y, columns] = label
+            pixels = layer.data[rows, columns].copy()
+            correction.stroke((rows.start, columns.start), pixels, "paint")
+            layer.refresh()
+            say(f"stroke {sample_id} {number}")
+            number += 1
+            if number % 25 == 0:
+                correction.accept()
+                say(f"accepted {sample_id} {number}")
+            if not session.jobs:
+                training.start(session, CONFIG)
+            return False
 
-    def say(text: str) -> None:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        window.workbench.show_sample(sample_id)
+        return paint
 
-    def paint() -> None:
-        nonlocal number
-        correction = window.workbench.current_correction
-        session = window.workbench.session
-        if correction is None or session is None or window.workbench.current_sample_id != sample_id:
-            return
-        rows, columns, label = block(number)
-        layer = window.viewer.layers["Labels"]
-        layer.brush_size = BLOCK
-        for y in range(rows.start, rows.stop):
-            layer.data[y, columns] = label
-        correction.stroke((rows.start, columns.start), layer.data[rows, columns].copy(), "paint")
-        layer.refresh()
-        say(f"stroke {sample_id} {number}")
-        number += 1
-        if number % 25 == 0:
-            correction.accept()
-            say(f"accepted {sample_id} {number}")
-        if not session.jobs:
-            config = TrainingConfig(steps=1000, batch_size=2, crop_size=64, evaluate_every=5)
-            training.start(session, config)
-
-    window.workbench.show_sample(sample_id)
-    timer = QTimer()
-    timer.timeout.connect(paint)
-    timer.start(10)
-    application.exec()
+    drive(project, 10, begin)
 
 
 if __name__ == "__main__":

@@ -6,40 +6,32 @@ Prints ``began``, ``found STATE``, ``resumed`` and, if it comes so far, ``ended 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from driven import drive, say
+
+from segdesk.app.window import DesktopWindow
 from segdesk.config.training import TrainingConfig
+from segdesk.session import training
 
 CONFIG = TrainingConfig(
     steps=300, batch_size=2, crop_size=32, evaluate_every=5, device="cpu", learning_rate=1e-2
 )
 
 
-def main(project: Path) -> None:
-    """Open the window on ``project`` and see its run through."""
-    from napari.qt import get_qapp
-    from qtpy.QtCore import QTimer
-
-    from segdesk.app.window import DesktopWindow
-    from segdesk.session import training
-
-    application = get_qapp()
-    window = DesktopWindow()
-    window.open_project(project)
+def see_through(window: DesktopWindow) -> Callable[[], bool]:
+    """Begin or resume the project's run and see it to its end."""
     window.workbench.raise_panel("Train")
     panel: Any = window.workbench.panels["Train"]
     is_ours = False
 
-    def say(text: str) -> None:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-
-    def look() -> None:
+    def look() -> bool:
         nonlocal is_ours
         session = window.workbench.session
         if session is None:
-            return
+            return False
         runs = session.store.runs()
         if not runs:
             training.start(session, CONFIG)
@@ -52,14 +44,11 @@ def main(project: Path) -> None:
             say("resumed")
         elif runs[-1].state.is_terminal:
             say(f"ended {runs[-1].state}")
-            timer.stop()
-            window.main.close()
+            return True
+        return False
 
-    timer = QTimer()
-    timer.timeout.connect(look)
-    timer.start(20)
-    application.exec()
+    return look
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    drive(Path(sys.argv[1]), 20, see_through)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,16 @@ def _one_thread(one_thread: None) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Remember what each architecture costs, but not in the folders of who runs the tests."""
+    """Remember what each architecture costs, but not in the folders of who runs the tests.
+
+    That takes half a minute, so whatever asks for all of them is marked slow; the processes
+    that share the tests (pytest-xdist) share it too.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGDESK_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("SEGDESK_HOME", str(folder / "home"))
         yield
 
 

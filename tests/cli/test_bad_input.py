@@ -20,6 +20,7 @@ import tifffile
 from PIL import Image
 
 from segdesk.io.store import ProjectStore
+from segdesk.session.models import list_models
 
 Cli = Callable[..., Any]
 OnDisk = Callable[[Path], dict[str, str]]
@@ -134,6 +135,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from segdesk.io.store import ProjectStore
+from segdesk.session.models import list_models
 with ProjectStore.open(Path(sys.argv[1])):
     print("open", flush=True)
     sys.stdin.read()
@@ -228,8 +230,8 @@ def test_a_run_on_a_full_disk_ends_in_a_sentence(
     assert answer.code == 2, answer.err
     assert "is full; free some space" in answer.err.splitlines()[-1]
     (disk / "filler").unlink()
-    listed = segdesk("models", "list", "--project", there, "--json").json["models"]
-    assert [m["name"] for m in listed] == ["nuclei-unet", "tiny"]
+    with ProjectStore.open(there) as store:
+        assert [entry.name for entry in list_models(store)] == ["nuclei-unet", "tiny"]
     assert segdesk("train", there, *tiny).code == 0
 
 

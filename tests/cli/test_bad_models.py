@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tifffile
 import torch
 from safetensors.torch import load_file, save_file
 
 from segdesk.core.card import ModelCard
-from segdesk.nn.registry import build_network, find_architecture, resolve_options
+from segdesk.nn.registry import (
+    architectures,
+    build_network,
+    find_architecture,
+    resolve_options,
+)
 from segdesk.nn.weights import save_model
 
 Segdesk = Callable[..., Any]
@@ -124,14 +130,37 @@ def test_what_a_new_model_cannot_be(
     assert [f.name for f in (project / "models").iterdir()] == ["tiny"]
 
 
+@pytest.mark.parametrize("name", [n for n, s in architectures().items() if s.stride > 16])
 def test_a_tile_that_does_not_fit_names_the_nearest(
+    tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]], name: str
+) -> None:
+    (image,) = disc_files(1)
+    out = tmp_path / "out"
+    predict = ["predict", image, "--out", out, "--model", package(tmp_path / name, name)]
+    refused(segdesk(*predict, "--set", "tile_size=100"), "(tile_size) cannot be '100'",
+            "multiple of 16")  # fmt: skip
+    refused(segdesk(*predict, "--set", "tile_size=240"), "A tile of 240 pixels",
+            "multiples of 32; the nearest is 256")  # fmt: skip
+    refused(segdesk(*predict, "--tile", 100), "No such option: --tile")
+    assert not out.exists()
+
+
+def test_a_tile_that_is_too_small_is_told_the_least(
     tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
 ) -> None:
     (image,) = disc_files(1)
-    swin = package(tmp_path / "swin", "swin-upernet")
-    out = tmp_path / "out"
-    predict = ["predict", image, "--out", out, "--model"]
-    refused(segdesk(*predict, swin, "--set", "tile_size=208"), "multiples of 32", "is 224")
     deconv = package(tmp_path / "deconv", "deconvnet")
-    refused(segdesk(*predict, deconv, "--set", "tile_size=128"), "needs at least 224")
-    assert not out.exists()
+    predict = ["predict", image, "--out", tmp_path / "out", "--model", deconv]
+    refused(segdesk(*predict, "--set", "tile_size=128"), "needs at least 224")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_any_size_takes_any_tile(
+    tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
+) -> None:
+    (image,) = disc_files(1, size=100)
+    model = package(tmp_path / "fcn", "fcn-32s")
+    answer = segdesk("predict", image, "--out", tmp_path / "out", "--model", model,
+                     "--set", "tile_size=80", "--set", "overlap=16")  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert tifffile.imread(tmp_path / "out" / "cell0_labels.tif").shape == (100, 100)

@@ -147,6 +147,7 @@ def test_add_says_how_masks_were_read(
     assert "Added 0 images" in again.out
 
 
+@pytest.mark.slow
 def test_models_are_listed_and_shown(project: Path, segdesk: Cli) -> None:
     listed = segdesk("models", "list", "--project", project, "--json").json
     models = {m["name"]: m for m in listed["models"]}

@@ -71,6 +71,7 @@ def lines_of(text: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+@pytest.mark.slow
 def test_a_program_can_compare_architectures(segdesk: Cli) -> None:
     unet = find(segdesk("models", "list", "--json").json, "unet")
     assert unet["title"] == "U-Net, padded"
@@ -100,6 +101,7 @@ def test_a_program_can_compare_architectures(segdesk: Cli) -> None:
     assert any("batch norm" in sentence.lower() for sentence in unet["deviations"])
 
 
+@pytest.mark.slow
 def test_a_project_adds_its_models_to_the_weights_there_are(project: Path, segdesk: Cli) -> None:
     listed = segdesk("models", "list", "--project", project, "--json").json
     assert find(listed, "unet")["weights_available"] == ["nuclei-unet", "tiny"]
@@ -107,6 +109,7 @@ def test_a_project_adds_its_models_to_the_weights_there_are(project: Path, segde
     assert lines_of(shown.out)["weights available"] == "nuclei-unet, tiny"
 
 
+@pytest.mark.slow
 def test_people_read_a_table(project: Path, slim: None, segdesk: Cli) -> None:
     listed = segdesk("models", "list", "--project", project)
     assert listed.code == 0, listed.err
@@ -208,6 +211,7 @@ def test_a_trained_model_is_shown_in_plain_text(segdesk: Cli) -> None:
     assert not set("{}[]'\"") & set(shown.out)
 
 
+@pytest.mark.slow
 def test_a_program_is_told_what_it_is_shown(segdesk: Cli) -> None:
     model = segdesk("models", "show", "nuclei-unet", "--json").json
     assert (model["kind"], model["architecture"]) == ("model", "unet")

@@ -14,11 +14,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-CONTRACT = """
+#: Keeps the contract, then does commands and writes what each of them printed.
+SCRIPT = """
+import io, json, sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from segdesk.cli import run
 from segdesk.nn import contract
 from segdesk.nn.registry import find_architecture
+
 contract.check_everything(find_architecture("tinynet"), Path("."))
+said = []
+for command in json.loads(sys.argv[1]):
+    with redirect_stdout(io.StringIO()) as out:
+        assert run(command) == 0
+    said.append(out.getvalue())
+print(json.dumps(said))
 """
 
 
@@ -40,38 +51,29 @@ def installed(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
-def run(arguments: list[str], env: dict[str, str], cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], env=env, cwd=cwd, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_it_passes_the_contract(installed: dict[str, str], tmp_path: Path) -> None:
-    run(["-c", CONTRACT], installed, tmp_path)
-
-
-def test_it_trains_and_predicts_like_any_other(
+def test_it_passes_the_contract_and_trains_and_predicts_like_any_other(
     installed: dict[str, str], tmp_path: Path, disc_files: Callable[..., list[Path]]
 ) -> None:
     disc_files(4)
-
-    def segdesk(*arguments: str) -> str:
-        return run(["-m", "segdesk", *arguments], installed, tmp_path)
-
-    segdesk("new", "p.segdesk", "--classes", "background,nucleus")
-    segdesk("add", "p.segdesk", "images", "--masks", "masks")
     settings = ["--set", "steps=20", "--set", "crop_size=64", "--set", "augment=none"]
-    lines = segdesk(
-        "train", "p.segdesk", "--new", "tinynet", "--option", "head=C", *settings, "--json"
-    ).splitlines()
-    losses = [e["loss"] for e in map(json.loads, lines) if e.get("event") == "step"]
+    commands = [
+        ["new", "p.segdesk", "--classes", "background,nucleus"],
+        ["add", "p.segdesk", "images", "--masks", "masks"],
+        ["train", "p.segdesk", "--new", "tinynet", "--option", "head=C", *settings, "--json"],
+        ["predict", "p.segdesk", "--model", "tinynet-r1", "--json"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(commands)],
+        env=installed, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *_, trained, predicted = json.loads(done.stdout.splitlines()[-1])
+    lines = [json.loads(line) for line in trained.splitlines()]
+    losses = [e["loss"] for e in lines if e.get("event") == "step"]
     assert len(losses) == 20
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-    model = json.loads(lines[-1])["model"]
-    predicted = json.loads(segdesk("predict", "p.segdesk", "--model", model, "--json"))
-    assert len(predicted) == 4
-    card = json.loads((tmp_path / "p.segdesk" / "models" / model / "card.json").read_text())
+    assert lines[-1]["model"] == "tinynet-r1"
+    assert len(json.loads(predicted)) == 4
+    card = json.loads((tmp_path / "p.segdesk/models/tinynet-r1/card.json").read_text("utf-8"))
     assert (card["architecture"], card["options"]["head"]) == ("tinynet", "C")
     assert card["options"]["width"] == 8

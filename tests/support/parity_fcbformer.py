@@ -1,8 +1,8 @@
 """FCBFormer in two halves: PVTv2 (oracle: transformers), and all that follows it.
 
-The second half was compared once with the authors' code (ESandML/FCBFormer, Models/models.py
-at commit 042416e), given the same weights and inputs; the largest difference was 0. That code
-is no installable library, so `make oracles` does not freeze it again.
+The oracle of the second half is written out in tests/oracles, from the paper: the authors'
+code (ESandML/FCBFormer, Models/models.py at commit 042416e) is no installable library. Ours
+was compared with it once, given the same weights and inputs; the largest difference was 0.
 """
 
 from __future__ import annotations

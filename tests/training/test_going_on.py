@@ -234,6 +234,7 @@ def train_in_little(folder: Path, spare: int) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
+@pytest.mark.slow
 def test_short_of_memory_a_batch_is_computed_in_parts(
     tmp_path: Path, new_run: Callable[..., Path], make_model: MakeModel
 ) -> None:

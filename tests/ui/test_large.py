@@ -114,6 +114,16 @@ def kept(workbench: Workbench, sample_id: str) -> np.ndarray:
     return annotation.labels
 
 
+def assert_accepted(store: ProjectStore, sample_id: str) -> None:
+    """Check that the image is accepted, with the stroke at (5100, 1100) in it."""
+    assert store.sample(sample_id).status is Status.ACCEPTED
+    annotation = store.annotation(sample_id)
+    assert annotation is not None
+    assert annotation.labels[5100, 1100] == 1
+    assert annotation.supervision[5100, 1100] == Supervision.CORRECTED
+    assert annotation.supervision[0, 0] == Supervision.ACCEPTED
+
+
 def test_what_is_looked_at_sharpens_and_memory_holds_no_whole_image(
     workbench: Workbench, opened: Callable[..., str], qtbot: QtBot
 ) -> None:
@@ -211,12 +221,7 @@ def test_accepting_is_written_beside_and_closing_the_window_keeps_it(
     assert not correct.accept.isEnabled()
     workbench.close()
     with ProjectStore.open(tmp_path / "p.segdesk") as store:
-        assert store.sample(sample).status is Status.ACCEPTED
-        annotation = store.annotation(sample)
-        assert annotation is not None
-        assert annotation.labels[5100, 1100] == 1
-        assert annotation.supervision[5100, 1100] == Supervision.CORRECTED
-        assert annotation.supervision[0, 0] == Supervision.ACCEPTED
+        assert_accepted(store, sample)
     left = list((tmp_path / "p.segdesk" / "labels" / sample).glob(".*"))
     assert not left
 
@@ -232,11 +237,7 @@ def test_an_acceptance_is_on_disk_before_its_revision_is_written(
     assert workbench.is_accepting
     # What somebody else reads now is what is left if the program is killed now.
     with ProjectStore.open(tmp_path / "p.segdesk", read_only=True) as store:
-        assert store.sample(sample).status is Status.ACCEPTED
-        annotation = store.annotation(sample)
-        assert annotation is not None
-        assert annotation.supervision[5100, 1100] == Supervision.CORRECTED
-        assert annotation.supervision[0, 0] == Supervision.ACCEPTED
+        assert_accepted(store, sample)
     show(workbench, sample, qtbot)  # at once again: nothing is lost, and strokes lie on it
     look(workbench, 200, 200, zoom=2)
     qtbot.wait(300)

@@ -183,6 +183,7 @@ def test_the_plane_on_screen_comes_first(
     assert sorted(order) == list(range(6))
 
 
+@pytest.mark.slow
 def test_another_image_calls_the_prediction_off_and_the_next_order_goes_on(
     workbench: Workbench, large: list[str], qtbot: QtBot
 ) -> None:

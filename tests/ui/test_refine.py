@@ -64,6 +64,7 @@ def files(workbench: Workbench) -> list[str]:
     return sorted(p.name for p in folder.glob("*/*") if "crf" in p.name)
 
 
+@pytest.mark.slow
 def test_a_preview_is_dropped_or_used_and_left_again(
     workbench: Workbench, shown: str, box: Any, qtbot: QtBot, predict: Callable[[], np.ndarray]
 ) -> None:
