@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -390,7 +391,7 @@ def _check_duplicates(scene: _Scene, progress: Callable[[int], None]) -> None:
     for done, (subject, image) in enumerate(held):
         progress(done)
         name = subject.sample.name
-        found = index.of(image.small)
+        found = index.of(image.small, partial(progress, done))
         if found:
             twins = [learnt[n][0].sample.name for n, _ in sorted(found.items(), key=_by_likeness)]
             scene.add(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
@@ -15,11 +17,12 @@ from segdesk.core.errors import InputError
 from segdesk.nn.device import pick_device
 from segdesk.training.settings import training_precision
 
-_FABRIC_PRECISION = {
-    Mixed.SINGLE: "32-true",
-    Mixed.BFLOAT16: "bf16-mixed",
-    Mixed.FLOAT16: "16-mixed",
-}
+#: Steps that the loss scaler may skip in a row. In the first ones it looks for a scale.
+MOST_SKIPPED = 20
+
+#: The loss scale begins at 65536 and is halved at each skip. Below this, gradients are infinite
+#: without it too.
+LEAST_SCALE = 1.0
 
 
 class Team:
@@ -46,13 +49,15 @@ class Team:
         if self._is_many:
             # Not every output of every network is in every loss.
             strategy = DDPStrategy(find_unused_parameters=True)
-        precision: Any = _FABRIC_PRECISION[training_precision(config.precision, device)]
+        self._precision = _precision(training_precision(config.precision, device), device)
+        #: Steps in a row that the loss scaler has skipped.
+        self.skipped = 0
         self._fabric = Fabric(
             accelerator=device.type,
             devices=config.devices,
             num_nodes=config.nodes,
             strategy=strategy,
-            precision=precision,
+            plugins=[self._precision],
         )
         self._fabric.launch()
         self.device: torch.device = self._fabric.device
@@ -81,6 +86,14 @@ class Team:
                 wrapped.mark_forward_method(method)
         return wrapped, stepper
 
+    def half(self) -> AbstractContextManager[Any]:
+        """Compute in half precision inside, where the run was asked to.
+
+        Fabric itself would do so for a network's ``forward`` alone, unless there are several
+        devices, and the loop calls other methods.
+        """
+        return self._precision.forward_context()
+
     def backward(self, loss: Tensor) -> None:
         """Compute gradients."""
         self._fabric.backward(loss)
@@ -88,12 +101,41 @@ class Team:
     def clip(self, network: Any, optimizer: Any, longest: float) -> bool:
         """Shorten the gradients together to a length; False if that is no finite number.
 
-        With a loss scaler, infinite ones now and then are in order: it skips that step.
+        With a loss scaler, infinite ones now and then are in order: :meth:`step` skips them.
         """
         length = self._fabric.clip_gradients(
             network, optimizer, max_norm=longest, error_if_nonfinite=False
         )
-        return bool(self.state()) or length is None or math.isfinite(float(length))
+        if length is None or math.isfinite(float(length)):
+            return True
+        # The scaler looks at each gradient alone, and these may be finite where their length
+        # is not.
+        gradients = (p.grad for p in network.parameters() if p.grad is not None)
+        return bool(self.state()) and not all(bool(torch.isfinite(g).all()) for g in gradients)
+
+    def step(self, optimizer: Any) -> str:
+        """Make the optimizer's step; returns what is wrong with the gradients, or nothing.
+
+        A loss scaler skips steps with infinite gradients and halves its scale. Now and then
+        that is in order; too many in a row, or too small a scale, mean that the run diverges.
+        """
+        before = self._scale
+        optimizer.step()
+        if self._scale >= before:
+            self.skipped = 0
+            return ""
+        self.skipped += 1
+        if self.skipped >= MOST_SKIPPED or self._scale < LEAST_SCALE:
+            return (
+                "The gradients became infinite or no numbers in half precision "
+                f"({self.skipped} steps in a row were left out, the loss scale fell to "
+                f"{self._scale:g})"
+            )
+        return ""
+
+    @property
+    def _scale(self) -> float:
+        return float(self.state().get("scale", 1.0))
 
     def any(self, is_so: bool) -> bool:
         """Whether it is so in any process; all of them must ask."""
@@ -104,8 +146,15 @@ class Team:
 
     def state(self) -> dict[str, Any]:
         """Return the state of the loss scaler, empty where there is none."""
-        return dict(self._fabric.strategy.precision.state_dict())
+        return dict(self._precision.state_dict())
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on with a scaler's state."""
-        self._fabric.strategy.precision.load_state_dict(state)
+        self._precision.load_state_dict(state)
+
+
+def _precision(mixed: Mixed, device: torch.device) -> Precision:
+    """Return what computes in that precision; by its name, fabric refuses some on processors."""
+    if mixed is Mixed.SINGLE:
+        return Precision()
+    return MixedPrecision("16-mixed" if mixed is Mixed.FLOAT16 else "bf16-mixed", device.type)

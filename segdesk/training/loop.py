@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -204,6 +205,7 @@ class FineTuning:
         self._worse, self._parts = state["worse"], state["parts"]
         self._before, self._after = state["before"], state["after"]
         self._team.restore(state["scaler"])
+        self._team.skipped = state.get("skipped", 0)  # older checkpoints lack it
         self._feed.restore(state["feed"])
         set_random_state(self._generator, state["random"])
         self._saved = time.monotonic()
@@ -239,6 +241,7 @@ class FineTuning:
             "before": self._before,
             "after": self._after,
             "scaler": self._team.state(),
+            "skipped": self._team.skipped,
             "feed": self._feed.state(),
             "random": random_state(self._generator),
         }
@@ -284,18 +287,20 @@ class FineTuning:
             self._leave_diverged(f"The loss became {sum(losses)}", step)
         if not self._team.clip(wrapped, optimizer, config.clip):
             self._leave_diverged("The gradients became infinite or no numbers", step)
-        optimizer.step()
+        if wrong := self._team.step(optimizer):
+            self._leave_diverged(wrong, step, last_good=step - self._team.skipped)
         return losses
 
-    def _leave_diverged(self, what: str, step: int) -> NoReturn:
+    def _leave_diverged(self, what: str, step: int, last_good: int | None = None) -> NoReturn:
         """End the run before a step that would spoil the weights; those so far are kept."""
         kept = ""
+        last_good = step - 1 if last_good is None else last_good
         # A step with finite gradients can have spoilt them already.
-        if step > 1 and are_finite(self._average.mean):
+        if last_good > 0 and are_finite(self._average.mean):
             path = self._folder / "checkpoints" / "last.safetensors"
             if self._team.is_first:
-                save_checkpoint(path, self._average.mean, step - 1)
-            kept = f" The weights after step {step - 1}, the last good ones, are kept in {path}."
+                save_checkpoint(path, self._average.mean, last_good)
+            kept = f" The weights after step {last_good}, the last good ones, are kept in {path}."
         if self._best_state is not None:
             best = self._folder / "checkpoints" / "best.safetensors"
             kept += f" Those that did best so far are in {best}."
@@ -313,11 +318,16 @@ class FineTuning:
         main, others = 0.0, 0.0
         for start in range(0, len(batch), size):
             part = batch.part(start, start + size)
-            losses = self._feed.loss(wrapped, part, self._loss) * (len(part) / len(batch))
+            with self._half():
+                losses = self._feed.loss(wrapped, part, self._loss) * (len(part) / len(batch))
             self._team.backward(losses.sum())
             first, *rest = losses.tolist()
             main, others = main + first, others + sum(rest)
         return main, others
+
+    def _half(self) -> AbstractContextManager[Any]:
+        # A loss of the network's own may sum over whole images, which half precision cannot hold.
+        return self._team.half() if self._model.spec.needs_labels else nullcontext()
 
     def _take_smaller_parts(self, crops: int) -> None:
         if self._parts >= crops:

@@ -40,7 +40,10 @@ def require_settings(
         A device that is not there, crops of a size the architecture does not take, or a
         recipe that does not go with the model.
     """
-    training_precision(config.precision, pick_device(config.device).device)
+    if config.precision is Mixed.FLOAT16 and pick_device(config.device).device.type == "cpu":
+        raise InputError(
+            "A processor cannot learn in float16 in good time; choose bfloat16, single or auto."
+        )
     spec = find_architecture(architecture)
     require_crop(spec, config.crop_size)
     require_source(encoder_weights)
@@ -54,11 +57,9 @@ def require_settings(
 
 
 def training_precision(wanted: Mixed, device: torch.device) -> Mixed:
-    """Return what a device learns in; ``auto`` is settled (InputError where it cannot)."""
+    """Return what a device learns in; ``auto`` is settled."""
     if wanted is Mixed.AUTO:
         return Mixed.FLOAT16 if device.type == "cuda" else Mixed.SINGLE
-    if wanted is Mixed.FLOAT16 and device.type == "cpu":
-        raise InputError("A processor cannot learn in float16; choose bfloat16, single or auto.")
     return wanted
 
 

@@ -90,6 +90,10 @@ def smaller(image: Any) -> Any:
     return np.asarray(Image.fromarray(image).resize((61, 61), Image.Resampling.BICUBIC))
 
 
+def cut(image: Any) -> Any:
+    return np.ascontiguousarray(image[:-3, 1:-2])
+
+
 def turned(image: Any) -> Any:
     return np.ascontiguousarray(np.rot90(image)[:, ::-1])
 
@@ -102,6 +106,8 @@ def turned(image: Any) -> Any:
         ("bright.png", brighter),
         ("small.png", smaller),
         ("turned.png", turned),
+        ("cut.png", cut),
+        ("all.jpg", lambda image: turned(cut(brighter(image)))),
         ("shifted.png", lambda image: np.roll(image, 2, axis=1)),
     ],
 )
@@ -110,10 +116,11 @@ def test_a_copy_of_a_training_image_among_those_held_back_is_named(
     name: str, change: Callable[[Any], Any],
 ) -> None:  # fmt: skip
     twin = files(1, "validation", name, paint=change)
-    twin = NewImage(twin.path, None if name == "small.png" else twin.mask, twin.split)
+    has_other_size = name in ("small.png", "cut.png", "all.jpg")
+    twin = NewImage(twin.path, None if has_other_size else twin.mask, twin.split)
     store = fill(files(0), files(1), files(2), twin)
     held = store.sample(name)
-    if name == "small.png":
+    if has_other_size:
         labels = np.zeros(held.shape, np.uint8)
         labels[20:30, 20:30] = 1
         store.write_revision(held.id, labels, np.ones_like(labels), origin="test")

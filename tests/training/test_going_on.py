@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from little_memory import answer_of
+from segdesk.config.training import TrainingConfig
 from segdesk.core.manifest import CHECKPOINT
 from segdesk.core.run import RunState
 from segdesk.jobs.control import RunControl
-from segdesk.jobs.messages import AnyEvent, Paused, Said, Stepped
+from segdesk.jobs.messages import AnyEvent, Finished, Paused, Said, Stepped
 from segdesk.training.checkpoint import load_state, save_state
+from segdesk.training.devices import Team
 from segdesk.training.run import run_folder
 
 Train = Callable[..., Any]
@@ -122,6 +124,92 @@ def test_gradients_without_an_end_are_named_and_the_last_good_weights_kept(
     assert all(torch.equal(value, weights[name]) for name, value in good.items())
 
 
+def test_in_half_precision_steps_left_out_now_and_then_are_in_order(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    """The loss scale is looked for from above, here from a height where some steps fail."""
+    done = go_on_in_half_precision(tmp_path, train, make_model, scale=2.0**24)
+    assert done.state is RunState.COMPLETED
+    assert (tmp_path / "r" / "model").is_dir()
+
+
+def test_in_half_precision_too_many_steps_left_out_end_the_run(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    """The loss scaler leaves them out one by one, and by itself would do so for ever."""
+    end = go_on_in_half_precision(tmp_path, train, make_model, scale=2.0**60)
+    assert end.state is RunState.FAILED
+    assert "The gradients became infinite or no numbers in half precision" in end.reason
+    assert "(20 steps in a row were left out" in end.reason
+    assert "at step 26, so the run was ended" in end.reason
+    kept = tmp_path / "r" / "checkpoints" / "last.safetensors"
+    assert f"The weights after step 6, the last good ones, are kept in {kept}" in end.reason
+    assert all(torch.isfinite(value).all() for value in load_file(kept).values())
+    assert not (tmp_path / "r" / "model").exists()
+
+
+def go_on_in_half_precision(
+    tmp_path: Path, train: Train, make_model: MakeModel, *, scale: float
+) -> Finished:
+    """Stop a run in float16 after six steps, set the scale of its loss, and let it go on."""
+    control = RunControl()
+    done = train(
+        "r", make_model(tmp_path / "m"), token=control, on_event=interrupt("between", control),
+        precision="float16", steps=28, evaluate_every=50,
+    )  # fmt: skip
+    assert done.end.state is RunState.CANCELED
+    state = load_state(done.folder / CHECKPOINT)
+    assert state["scaler"]["scale"] <= 65536
+    state["scaler"]["scale"] = scale
+    save_state(done.folder / CHECKPOINT, state)
+    (done.folder / "checkpoints" / "last.safetensors").unlink()
+    return run_folder(done.folder, lambda event: None, RunControl())
+
+
+class EndlessSlope(torch.nn.Module):
+    """A network whose loss is a number and whose gradients are none, at any scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(1, 2, 3)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        maps = self.layer(image)
+        assert maps.dtype is torch.float16
+        return maps + torch.sqrt(maps * 0)
+
+    training_maps = forward
+
+
+def test_a_loss_scale_that_falls_without_end_is_named() -> None:
+    team = Team(TrainingConfig(precision="float16", device="cpu"))
+    network = EndlessSlope()
+    before = network.layer.weight.detach().clone()
+    wrapped, optimizer = team.take(network, torch.optim.SGD(network.parameters(), 0.1))
+    said = []
+    for _ in range(17):
+        optimizer.zero_grad()
+        with team.half():
+            loss = wrapped.training_maps(torch.ones(1, 1, 8, 8)).float().square().mean()
+        assert torch.isfinite(loss)
+        team.backward(loss)
+        assert team.clip(wrapped, optimizer, 1.0)
+        said.append(team.step(optimizer))
+    assert said[:-1] == [""] * 16
+    assert "17 steps in a row were left out, the loss scale fell to 0.5" in said[-1]
+    assert torch.equal(network.layer.weight, before)
+
+
+def test_gradients_that_are_too_long_together_are_no_step_to_leave_out() -> None:
+    """Each is a number, so a loss scaler would take the step."""
+    team = Team(TrainingConfig(precision="float16", device="cpu"))
+    network = torch.nn.Linear(64, 64)
+    wrapped, optimizer = team.take(network, torch.optim.SGD(network.parameters(), 0.1))
+    team.backward(wrapped(torch.ones(1, 64)).mean())
+    network.weight.grad = torch.full((64, 64), 1e38)
+    assert not team.clip(wrapped, optimizer, 1.0)
+
+
 def test_a_damaged_checkpoint_is_said_and_nothing_is_lost(
     tmp_path: Path, train: Train, make_model: MakeModel
 ) -> None:
@@ -209,6 +297,7 @@ from pathlib import Path
 from segdesk.jobs.control import RunControl
 from segdesk.jobs.messages import Stepped
 from segdesk.training.checkpoint import load_state, save_state
+from segdesk.training.devices import Team
 from segdesk.training.run import run_folder
 
 said, losses = [], []
