@@ -116,10 +116,8 @@ class LookAlikes:
         none = np.zeros((0, SIDE, SIDE), np.float16)
         self._planes = np.concatenate([none, *pictures])
         still = _sampler(1.0, 0.0)
-        self._coarse = [
-            _units(still @ _structure(self._planes[at : at + PLANES]) @ still.T)
-            for at in range(0, len(self._planes), PLANES)
-        ]
+        parts = (self._planes[at : at + PLANES] for at in range(0, len(self._planes), PLANES))
+        self._coarse = [_units(still @ _structure(part) @ still.T) for part in parts]
 
     def of(
         self, picture: npt.NDArray[np.float16], check: Callable[[], None] = lambda: None
@@ -201,7 +199,7 @@ def _smoother(sigma: float) -> Picture:
     return np.asarray(ndimage.gaussian_filter1d(np.eye(SIDE), sigma, axis=0), np.float32)
 
 
-def _units(squares: Picture) -> Picture:
+def _units(squares: npt.NDArray[Any]) -> Picture:
     """Return them as rows with mean 0 and length 1; 0 for those of one value."""
     rows = squares.reshape(len(squares), -1)
     rows = rows - rows.mean(1, keepdims=True)
@@ -296,14 +294,16 @@ def _moved(others: Picture, places: Picture, at: Picture) -> tuple[Picture, Pict
     )
     inside = [weights.sum(2) > 0.99 for weights in (rows, columns)]
     shown = (inside[0][:, :, None] & inside[1][:, None, :]).astype(np.float32)
-    return rows @ others @ columns.transpose(0, 2, 1), shown
+    moved: Picture = rows @ others @ columns.transpose(0, 2, 1)
+    return moved, shown
 
 
 def _normalised(rows: Picture, shown: Picture, area: Picture) -> tuple[Picture, Picture]:
     """Return rows with mean 0 and length 1 where something is shown, and their lengths."""
     centered = (rows - rows.sum(1, keepdims=True) / area) * shown.reshape(rows.shape)
-    length = np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1e-3)
-    return centered / length, length
+    length: Picture = np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1e-3)
+    units: Picture = centered / length
+    return units, length
 
 
 def _slopes(moved: Picture, shown: Picture, area: Picture, at: Picture) -> Picture:
@@ -326,4 +326,5 @@ def _step(places: Picture, slopes: Picture, mine: Picture, likeness: Picture) ->
     moved = places + np.clip(step.reshape(-1, 2, 2), -FARTHEST, FARTHEST)
     least = np.array([1 / MOST_SCALE, -MOST_SHIFT], np.float32)
     most = np.array([MOST_SCALE, MOST_SHIFT], np.float32)
-    return np.clip(moved, least, most)
+    inside: Picture = np.clip(moved, least, most)
+    return inside
