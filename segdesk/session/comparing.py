@@ -14,8 +14,7 @@ from segdesk.core.classes import UNLABELLED
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction
 from segdesk.core.sample import Sample, Split
-from segdesk.io.labels import read_plane
-from segdesk.io.maps import is_zarr
+from segdesk.io.maps import PredictedMap, is_zarr
 from segdesk.io.packages import hash_weights
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.cancel import CancelToken
@@ -319,10 +318,4 @@ def _read(store: ProjectStore, sample: Sample, model: _Known) -> Labels:
             f"{sample.name} is too large for its predictions to be compared; compare smaller "
             "images, such as parts of this one."
         )
-    labels: Labels = read_plane(prediction.labels_path).astype(np.uint8, copy=False)
-    if labels.shape != sample.shape:
-        raise InputError(
-            f"The prediction of {model.name} for {sample.name} has another size than the image; "
-            "predict that image again."
-        )
-    return labels
+    return PredictedMap(prediction, "labels", sample.shape)[:].astype(np.uint8, copy=False)

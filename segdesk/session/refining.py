@@ -101,7 +101,7 @@ def _record(session: Session, prediction: Prediction, weights_sha256: str) -> Pr
 
 def _order(session: Session, sample: Sample, config: CrfConfig) -> RefineOrder:
     entry, prediction = _current(session, sample)
-    if not sample.path.is_file():
+    if not sample.path.exists():
         raise InputError(
             f"The image {sample.path} is not there any more; put it back to refine its prediction."
         )

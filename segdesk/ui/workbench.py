@@ -32,6 +32,7 @@ from segdesk.io.pyramids import Pyramid
 from segdesk.io.store import ProjectStore
 from segdesk.session import models, predicting, training
 from segdesk.session.correcting import Correction
+from segdesk.session.levels import levels_of, shape_at
 from segdesk.session.predicting import Start
 from segdesk.session.sample_project import make_sample_project
 from segdesk.session.session import Session, engine_log
@@ -121,6 +122,9 @@ class Workbench:
         self.last_folder = Path.home()
         #: How predictions are asked for; the Predict panel's form sets it.
         self.inference = InferenceConfig()
+        #: At which resolution level; likewise.
+        self.level = 0
+        self._levels: tuple[tuple[int, ...], ...] = ()
         self._habits = RunHabits()
         self._live = LivePrediction(self)
         self.panels: dict[str, QWidget] = make_panels(self)
@@ -272,6 +276,11 @@ class Workbench:
         """The correction of the sample on screen; None while it is opening."""
         return self._correction
 
+    @property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the levels of the sample on screen, finest first; none while it opens."""
+        return self._levels if self._correction is not None else ()
+
     def show_sample(self, sample_id: str) -> None:
         """Bring a sample on screen; its files are read in the background.
 
@@ -343,8 +352,10 @@ class Workbench:
         session = self._require_session()
         samples = [session.store.sample(sample_id) for sample_id in sample_ids]
         is_shown = sample_ids == [self._sample_id] and self._correction is not None
-        view = self._live.view() if is_shown and model is None else None
-        jobs = predicting.request(session, samples, self.inference, model, view)
+        view = None
+        if is_shown and model is None:
+            view = self._live.look(shape_at(samples[0], self.level), samples[0].shape)
+        jobs = predicting.request(session, samples, self.inference, model, view, self.level)
         if view is not None:
             self._live.follow(jobs[0], view)
         self.jobs_ordered.emit(jobs)
@@ -434,6 +445,7 @@ class Workbench:
             self._is_arranged = True
             QTimer.singleShot(0, partial(_share_left_side, self.panels["Project"]))
         self._correction = correction
+        self._levels = read.levels
         if self.layers.labels is not None:
             self.strokes = StrokeKeeper(
                 self.layers.labels, lambda: self._correction, self.layers.window
@@ -621,6 +633,7 @@ class _Read:
     start: Start
     unsure: Unsure | None
     reference: npt.NDArray[np.uint8] | None
+    levels: tuple[tuple[int, ...], ...]
 
 
 def _read_sample(
@@ -632,7 +645,7 @@ def _read_sample(
     if sample.reference is not None and sample.reference.is_file():
         reference = read_mask(sample.reference, store.classes, sample.shape).labels
     image = open_large(sample, store.folder) if is_large(sample) else read_image(sample.path)
-    return _Read(image, began, unsure, reference)
+    return _Read(image, began, unsure, reference, levels_of(sample))
 
 
 def _read_maps(prediction: Prediction, sample: Sample) -> Maps:

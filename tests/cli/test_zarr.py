@@ -14,8 +14,12 @@ import pytest
 import tifffile
 import zarr
 
+from segdesk.inference.regions import Region
 from segdesk.io.sources import read_thumbnail
 from segdesk.io.store import ProjectStore
+from segdesk.session.predicting import read_prediction
+from segdesk.session.reviewing import read_regions
+from segdesk.session.trusting import read_labelled
 
 Cli = Callable[..., Any]
 
@@ -137,3 +141,44 @@ def test_channels_are_refused_or_chosen(
     says = f"many.zarr has {channels} channels, but the model 'tiny' takes 1; say which it gets"
     assert says in refused.err
     assert "channels=0" in refused.err
+
+
+def test_a_project_is_predicted_at_a_level_and_results_are_of_full_size(
+    project: Path, segdesk: Cli, ome: Path, tmp_path: Path, discs: Callable[..., Any]
+) -> None:
+    (tmp_path / "true").mkdir()
+    tifffile.imwrite(tmp_path / "true" / "cells.tif", discs(9, 96)[1] * 255)
+    segdesk("add", project, ome, "--masks", tmp_path / "true")
+    done = segdesk("predict", project, "--level", 5, "--json")
+    assert done.code == 0, done.err
+    folders = {r["image"]: Path(r["folder"]) for r in done.json}
+    made = {
+        name: json.loads((folder / "provenance.json").read_text("utf-8"))
+        for name, folder in folders.items()
+    }
+    # The coarsest that each has.
+    assert made["cells.ome.zarr"]["level"] == 1
+    assert made["cells.ome.zarr"]["shape"] == [1, 48, 48]
+    assert made["cell0.png"]["level"] == 0
+    again = segdesk("predict", project, "--level", 1, "--json")
+    assert all(result.get("skipped") for result in again.json)
+    with ProjectStore.open(project, read_only=True) as store:
+        sample = store.sample("cells-ome")
+        prediction = store.prediction(sample.id, "tiny")
+        assert prediction is not None
+        expected = np.kron(tifffile.imread(prediction.labels_path), np.ones((2, 2), np.uint8))
+        np.testing.assert_array_equal(read_prediction(prediction, sample.shape)[0], expected)
+        own = [Region(**r) for r in json.loads((prediction.folder / "regions.json").read_text())]
+        regions = read_regions(prediction, sample.shape)
+        assert [(r.y, r.x, r.height, r.width) for r in regions] == [
+            (2 * r.y, 2 * r.x, 2 * r.height, 2 * r.width) for r in own
+        ]
+        # What the pixels of a person's labels are judged by is theirs.
+        ((probabilities, truth),) = read_labelled(store, sample, prediction)
+        np.testing.assert_array_equal(truth, discs(9, 96)[1].ravel())
+        maps = np.asarray(zarr.open_array(str(prediction.probabilities_path), mode="r"))
+        maps = np.kron(maps[:, 0], np.ones((1, 2, 2), np.float32)).reshape(2, -1)
+        np.testing.assert_allclose(probabilities, maps, atol=1e-3)
+    refined = segdesk("refine", project, "--image", "cells-ome", "--json")
+    assert refined.code == 0, refined.err
+    assert tifffile.imread(Path(refined.json[0]["folder"]) / "labels.tif").shape == (48, 48)
