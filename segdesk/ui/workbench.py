@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from segdesk.session.predicting import Start
 from segdesk.session.sample_project import make_sample_project
 from segdesk.session.session import Session, engine_log
 from segdesk.session.workers import WorkerBackend
-from segdesk.ui.background import SlowThread, wait_painting
+from segdesk.ui.background import LoneThread, SlowThread, wait_painting
 from segdesk.ui.bridge import Bridge, notify, reporting
 from segdesk.ui.large import LargeImage, is_large, open_large
 from segdesk.ui.layers import SampleLayers
@@ -57,6 +58,9 @@ SURROUNDINGS = 2.0
 
 #: Side of what is brought into view around a pixel, in pixels.
 NEIGHBOURHOOD = 48
+
+#: So long at most closing waits for the last reads of images from slow stores, in seconds.
+LEAVE_SECONDS: Final = 10.0
 
 CLOSING: Final = "Closing the project…"
 STOPPING: Final = "Closing the project. The run under way writes its checkpoint and ends…"
@@ -110,6 +114,8 @@ class Workbench:
         self._sample_id: str | None = None
         self._correction: Correction | None = None
         self._large: LargeImage | None = None
+        #: Images that were left, and whose last reads have not ended yet.
+        self._leaving: list[LoneThread] = []
         self._accepting: Future[Callable[[], bool]] | None = None
         self._accepting_id = ""
         self._opening = 0
@@ -242,6 +248,7 @@ class Workbench:
         slow, prompt, self._slow, self._prompt = self._slow, self._prompt, None, None
         pool, self._pool = self._pool, None
         layers, self.layers = self.layers, None
+        leaving, self._leaving = self._leaving, []
 
         def end() -> None:
             """Wait for threads and processes, which may have a checkpoint to write."""
@@ -251,6 +258,9 @@ class Workbench:
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
             session.end_work()
+            until = time.monotonic() + LEAVE_SECONDS
+            for left in leaving:
+                left.join(max(0.0, until - time.monotonic()))
 
         if is_window_gone:
             end()
@@ -424,7 +434,8 @@ class Workbench:
         self._sample_id = None
         large, self._large = self._large, None
         if large is not None:
-            large.close()
+            self._leaving = [left for left in self._leaving if left.is_alive]
+            self._leaving.append(large.close())
             self.levels_progressed.emit("")
 
     def _show(self, number: int, read: _Read) -> None:
@@ -493,7 +504,7 @@ class Workbench:
             None if large.is_colored else limits,
             correction.annotation.labels,
         )
-        large.start()
+        large.start(self._leaving)
         self._prepare(correction)
 
     def _show_unsure(self, unsure: Unsure | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,12 @@ from segdesk.io.store import ProjectStore
 from segdesk.session.predicting import read_prediction
 from segdesk.session.reviewing import read_regions
 from segdesk.session.trusting import read_labelled
+from slow_server import serving
 
 Cli = Callable[..., Any]
 
 
-def write_ome(folder: Path, data: np.ndarray, axes: str = "yx") -> Path:
+def write_ome(folder: Path, data: np.ndarray, axes: str = "yx", chunk: int = 32) -> Path:
     group = zarr.open_group(folder, mode="w", zarr_format=2)
     told = [{"name": a, "type": "channel" if a == "c" else "space"} for a in axes]
     group.attrs["multiscales"] = [
@@ -32,7 +35,7 @@ def write_ome(folder: Path, data: np.ndarray, axes: str = "yx") -> Path:
     ]
     half = tuple(slice(None, None, 2) if a in "yx" else slice(None) for a in axes)
     for name, level in (("0", data), ("1", data[half])):
-        group.create_array(name, data=level, chunks=tuple(min(n, 32) for n in level.shape))
+        group.create_array(name, data=level, chunks=tuple(min(n, chunk) for n in level.shape))
     return folder
 
 
@@ -116,6 +119,49 @@ def test_a_store_that_breaks_off_is_refused_and_leaves_nothing(
     assert done.code == 2
     assert "cells.ome.zarr (rows 0 to 95, columns 0 to 95) is damaged or cut short" in done.err
     assert not out.exists()
+
+
+def test_a_server_that_goes_away_keeps_what_is_done_and_is_gone_on_with(
+    make_model: Callable[..., Path], segdesk: Cli, tmp_path: Path
+) -> None:
+    # More than is kept in memory, so that there is something to read all along.
+    pixels = np.zeros((1536, 4096, 3), np.float32)
+    pixels[::3, ::7] = (0.3, 0.5, 0.9)
+    write_ome(tmp_path / "web" / "far.zarr", pixels.transpose(2, 0, 1), "cyx", chunk=512)
+    model, out = make_model(tmp_path / "rgb", channels=3), tmp_path / "out"
+    command = ["--out", out, "--model", model, "--set", "device=cpu", "--set", "overlap=32"]
+    noted = out / ".unfinished" / ".far.part" / "done.txt"
+
+    def parts() -> int:
+        return len(noted.read_text("utf-8").splitlines()) if noted.exists() else 0
+
+    with serving(tmp_path / "web") as server:
+
+        def switch_off() -> None:
+            while parts() < 2:
+                time.sleep(0.01)
+            server.vanish()
+
+        watching = threading.Thread(target=switch_off, daemon=True)
+        watching.start()
+        server.delay = 0.1
+        done = segdesk("predict", f"{server.address}/far.zarr", *command)
+        watching.join()
+    assert done.code == 2
+    assert "far.zarr (rows" in done.err
+    assert "check the disk or the connection" in done.err
+    kept = parts()
+    assert f"The {kept} of 24 parts that are done are kept" in done.err
+    assert 2 <= kept < 24
+    with serving(tmp_path / "web") as server:
+        again = segdesk("predict", f"{server.address}/far.zarr", *command, "--json")
+    assert again.code == 0, again.err
+    labels = zarr.open_array(str(out / "far_labels.zarr"), mode="r")
+    whole = segdesk("predict", tmp_path / "web" / "far.zarr", "--out", tmp_path / "whole",
+                    *command[2:])  # fmt: skip
+    assert whole.code == 0, whole.err
+    expected = zarr.open_array(str(tmp_path / "whole" / "far_labels.zarr"), mode="r")
+    np.testing.assert_array_equal(np.asarray(labels), np.asarray(expected))
 
 
 def test_missing_chunks_are_pointed_out(project: Path, segdesk: Cli, ome: Path) -> None:
