@@ -107,8 +107,8 @@ def _order(session: Session, sample: Sample, config: CrfConfig) -> RefineOrder:
         )
     if is_zarr(prediction):
         raise InputError(
-            f"{sample.name} is too large for its edges to be refined; refine smaller images, such "
-            "as parts of this one."
+            f"{sample.name} is too large for its edges to be refined; predict it at a coarser "
+            "level and refine that, or refine smaller images, such as parts of this one."
         )
     own = _own_folder(prediction, sample)
     names = session.store.classes.names
