@@ -56,7 +56,11 @@ def predict(
         help="auto, margin, entropy, dropout, augmentation or ensemble.",
     ),
     level: int = typer.Option(
-        0, "--level", min=0, help="Resolution level of multiscale images; 0 is the finest."
+        0,
+        "--level",
+        min=0,
+        help="Resolution level of multiscale images; 0 is the finest. In a project, images with "
+        "fewer levels are predicted at their coarsest, and results are brought to full size.",
     ),
     again: bool = typer.Option(
         False, "--again", help="Also what is done already and would come out the same."
@@ -83,9 +87,7 @@ def predict(
     with meter("Predicting") as progress:
         tally = _Tally(progress)
         if is_project:
-            if level:
-                raise InputError("A project's images are predicted at their finest level only.")
-            _predict_project(first, model, config, tally, again, scheduler)
+            _predict_project(first, model, config, tally, level, again, scheduler)
         elif out is None:
             raise InputError("Say where the results go: --out FOLDER.")
         else:
@@ -210,6 +212,7 @@ def _predict_project(
     model: str | None,
     config: InferenceConfig,
     tally: _Tally,
+    level: int,
     again: bool,
     scheduler: str | None,
 ) -> None:
@@ -217,7 +220,8 @@ def _predict_project(
         session = Session(store)
         samples = {sample.id: sample for sample in store.samples()}
         tally.images = [sample.name for sample in samples.values()]
-        orders = make_orders(session, list(samples.values()), config, model, only_new=not again)
+        everything = list(samples.values())
+        orders = make_orders(session, everything, config, model, level=level, only_new=not again)
         by_job = {order.job: order for order in orders}
         todo = [samples[order.sample] for order in orders]
         entry = find_model(model, store) if model else current_model(store)
@@ -238,7 +242,7 @@ def _predict_project(
             elif isinstance(event, Progressed):
                 tally.follow(samples[by_job[event.job].sample].name, event)
 
-        price = cost(session, todo, config, model)
+        price = cost(session, todo, config, model, level)
         if price.passes > 1 and todo:
             say(price.words)
         if todo:

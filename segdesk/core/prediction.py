@@ -44,8 +44,9 @@ class Provenance:
     """Where a prediction comes from: enough to make it again.
 
     ``temperature`` is what the probabilities were calibrated with; 1 is as the model
-    gave them. ``level`` is the resolution level of a multiscale image. ``cluster`` says
-    on how many ``workers`` it was computed; None for a single process.
+    gave them. ``level`` is the resolution level of a multiscale image, and ``shape`` what
+    was predicted of it, (Z, Y, X) in pixels. ``cluster`` says on how many ``workers`` it was
+    computed; None for a single process.
     ``unsure`` is the share of unsure pixels (see :data:`UNSURE_MARGIN`).
     """
 
@@ -61,6 +62,7 @@ class Provenance:
     temperature: float = 1.0
     classes: tuple[str, ...] = ()
     level: int = 0
+    shape: tuple[int, ...] = ()
     companions_sha256: tuple[str, ...] = ()
     cluster: dict[str, int] | None = None
     unsure: float | None = None

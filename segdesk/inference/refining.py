@@ -21,6 +21,7 @@ from segdesk.inference.normalize import scale
 from segdesk.io.atomic import atomic_folder, explain_os_errors
 from segdesk.io.images import read_image
 from segdesk.io.labels import read_plane, write_plane
+from segdesk.io.sources import open_source
 from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import RefineOrder
 
@@ -54,7 +55,7 @@ def refine_to_folder(
     """
     began = time.perf_counter()
     source = Prediction(order.sample, order.model, order.prediction, 0.0)
-    image = read_image(order.image).data
+    image = _read_predicted(order)
     maps = _open_maps(source, order.image.name, image.shape[:-1])
     before = read_plane(source.labels_path)
     grey = scale(image, Normalization())  # as for the models: percentiles over all channels
@@ -76,6 +77,20 @@ def refine_to_folder(
         text = json.dumps(_describe(order, seconds), indent=2)
         (folder / PROVENANCE).write_text(text + "\n", "utf-8")
     return float((labels.reshape(before.shape) != before).mean())
+
+
+def _read_predicted(order: RefineOrder) -> npt.NDArray[Any]:
+    """Return the image, (Z,) Y, X, C, at the resolution level that was predicted."""
+    level = int(_read_provenance(order).get("level", 0))
+    if level == 0:
+        return read_image(order.image).data
+    with open_source(order.image) as source:
+        if level >= source.levels:
+            raise InputError(
+                f"The image {order.image.name} has other levels than when it was predicted; "
+                "predict it again."
+            )
+        return source.read_level(level)
 
 
 def _open_maps(source: Prediction, name: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
@@ -124,9 +139,7 @@ def _part_of(
 
 def _describe(order: RefineOrder, seconds: float) -> dict[str, Any]:
     """Say how the prediction was made, and what was done to it."""
-    source = order.prediction / PROVENANCE
-    with explain_os_errors(source, reading=True):
-        told: dict[str, Any] = json.loads(source.read_text("utf-8"))
+    told = _read_provenance(order)
     told["refinement"] = {
         "method": "fully connected CRF, mean field",
         "of": order.prediction.name,
@@ -134,4 +147,11 @@ def _describe(order: RefineOrder, seconds: float) -> dict[str, Any]:
         "segdesk_version": __version__,
         "seconds": seconds,
     }
+    return told
+
+
+def _read_provenance(order: RefineOrder) -> dict[str, Any]:
+    source = order.prediction / PROVENANCE
+    with explain_os_errors(source, reading=True):
+        told: dict[str, Any] = json.loads(source.read_text("utf-8"))
     return told

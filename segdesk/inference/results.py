@@ -157,7 +157,8 @@ def finish(
     as_tiff = order.as_tiff
     if as_tiff is None:
         as_tiff = math.prod(writer.shape) <= TIFF_PIXELS
-    provenance = replace(_describe(order, about, made), unsure=writer.unsure)
+    told = _describe(order, about, made)
+    provenance = replace(told, shape=writer.shape, unsure=writer.unsure)
     text = json.dumps(provenance.as_dict(), indent=2)
     (writer.folder / "provenance.json").write_text(text + "\n", "utf-8")
     writer.finish(is_flat=is_flat, as_tiff=as_tiff)

@@ -406,7 +406,13 @@ def guarded(name: str, path: Path | None) -> Guard:
         try:
             with explain_os_errors(path or Path(name), reading=True):
                 yield
-        except InputError:
+        except InputError as error:
+            is_gone = path is None and isinstance(error.__cause__, FileNotFoundError)
+            if is_gone and place:  # it was there when it was opened
+                raise InputError(
+                    f"{name}{place} cannot be read because the image is not at its address any "
+                    "more; check the connection and the server, and try again."
+                ) from error
             raise
         except MemoryError as error:
             raise InputError(

@@ -29,6 +29,7 @@ __all__ = [
     "hash_source",
     "is_remote",
     "is_zarr",
+    "level_shapes",
     "local_path",
     "open_source",
     "probe_source",
@@ -74,6 +75,27 @@ def open_source(address: Address, *, whole_below: int = WHOLE_BYTES) -> ImageSou
     path = local_path(address)
     source = open_tiff(path, whole_below) if is_tiff(path) else None
     return source or WholeImage(path.name, read_image(path))
+
+
+def level_shapes(address: Address) -> list[tuple[int, ...]]:
+    """Return the shape of each resolution level, finest first, without reading pixels.
+
+    (Y, X) or (Z, Y, X), where Z may shrink as well; nothing of what is read whole.
+
+    Raises
+    ------
+    InputError
+        As :func:`open_source`.
+    """
+    if is_zarr(address):
+        source: ImageSource | None = open_source(address)
+    else:
+        path = local_path(address)
+        source = open_tiff(path, WHOLE_BYTES) if is_tiff(path) else None
+    if source is None:
+        return []
+    with source:
+        return [source.level_shape(level) for level in range(source.levels)]
 
 
 def probe_source(address: Address) -> ImageInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -9,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segdesk.core.annotation import Supervision
+from segdesk.core.annotation import BAND_PIXELS, Supervision
 from segdesk.core.classes import UNLABELLED
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction
 from segdesk.core.sample import Sample, Split
-from segdesk.io.labels import read_plane
-from segdesk.io.maps import is_zarr
+from segdesk.io.maps import PredictedMap
 from segdesk.io.packages import hash_weights
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.cancel import CancelToken
@@ -198,7 +198,8 @@ def rank(
         if token is not None:
             token.check()
         if sample.id not in lacking:
-            rows.append(_compare(store, sample, both).row)
+            check = token.check if token is not None else lambda: None
+            rows.append(_compare(store, sample, both, check).row)
         progress(done + 1, len(labelled))
     counted = worst_first([row for row in rows if row.labelled])
     return Ranking(both[0].name, both[1].name, tuple(counted), missing)
@@ -269,60 +270,61 @@ def _missing(store: ProjectStore, both: _Both, samples: list[Sample]) -> dict[st
     return {name: lacking for name, lacking in found.items() if lacking}
 
 
-def _compare(store: ProjectStore, sample: Sample, both: _Both) -> Comparison:
-    first, second = (_read(store, sample, model) for model in both)
+def _compare(
+    store: ProjectStore, sample: Sample, both: _Both, check: Callable[[], None] = lambda: None
+) -> Comparison:
+    """Compare band by band: beside the masks themselves, a large image takes little memory."""
+    maps = [_open(store, sample, model) for model in both]
     annotation = store.annotation(sample.id)
-    if annotation is None:
-        truth = supervision = np.zeros(sample.shape, np.uint8)
-    else:
-        truth, supervision = annotation.labels, annotation.supervision
-    changes = find_changes(truth, supervision, first, second)
-    known = _is_known(truth, supervision)
-    counts = np.bincount(changes.ravel(), minlength=len(Change))
+    names = store.classes.names
+    try:
+        first, second, changes = (np.zeros(sample.shape, np.uint8) for _ in range(3))
+        counts = np.zeros(len(Change), np.int64)
+        right = np.zeros((2, len(names), len(names)), np.int64)
+        rows = max(1, BAND_PIXELS * sample.shape[0] // math.prod(sample.shape))
+        for start in range(0, sample.shape[0], rows):
+            check()
+            band = slice(start, start + rows)
+            masks = first[band], second[band]
+            for mask, found in zip(masks, maps, strict=True):
+                mask[:] = found[band]
+            if annotation is None:
+                continue
+            truth, supervision = annotation.labels[band], annotation.supervision[band]
+            changes[band] = find_changes(truth, supervision, *masks)
+            known = _is_known(truth, supervision)
+            counts += np.bincount(changes[band][known], minlength=len(Change))
+            for matrix, mask in zip(right, masks, strict=True):
+                matrix += confusion(truth, mask, len(names), known)
+    except MemoryError as error:
+        raise InputError(
+            f"There is not enough memory to compare the predictions of {sample.name}; compare "
+            "smaller images, such as parts of this one."
+        ) from error
     row = ComparedImage(
         sample=sample.id,
         name=sample.name,
         split=sample.split,
-        labelled=int(np.count_nonzero(known)),
+        labelled=int(counts.sum()),
         fixed=int(counts[Change.FIXED]),
         broken=int(counts[Change.BROKEN]),
         still_wrong=int(counts[Change.STILL_WRONG]),
-        dice=_dice(truth, known, (first, second), store.classes.names) if known.any() else None,
+        dice=(_dice(right[0], names), _dice(right[1], names)) if counts.any() else None,
         was_learnt=any(sample.sha256 in model.entry.card.trained_ids for model in both),
     )
     return Comparison(first, second, changes, row)
 
 
-def _dice(
-    truth: Labels,
-    known: npt.NDArray[np.bool_],
-    masks: tuple[Labels, Labels],
-    names: tuple[str, ...],
-) -> tuple[float, float]:
-    """Return the Dice of either mask as everywhere else (see :mod:`segdesk.training.metrics`)."""
-    first, second = (
-        float(summarize([confusion(truth, mask, len(names), known)], names, [""])["dice"])
-        for mask in masks
-    )
-    return first, second
+def _dice(matrix: npt.NDArray[np.int64], names: tuple[str, ...]) -> float:
+    """Return the Dice of pixel counts as everywhere else (see :mod:`segdesk.training.metrics`)."""
+    return float(summarize([matrix], names, [""])["dice"])
 
 
-def _read(store: ProjectStore, sample: Sample, model: _Known) -> Labels:
+def _open(store: ProjectStore, sample: Sample, model: _Known) -> PredictedMap:
     prediction = model.prediction(store, sample)
     if prediction is None:
         raise InputError(
             f"{model.name} has not predicted {sample.name} yet; press Compare in the Compare "
             "panel, which predicts what is missing."
         )
-    if is_zarr(prediction):
-        raise InputError(
-            f"{sample.name} is too large for its predictions to be compared; compare smaller "
-            "images, such as parts of this one."
-        )
-    labels: Labels = read_plane(prediction.labels_path).astype(np.uint8, copy=False)
-    if labels.shape != sample.shape:
-        raise InputError(
-            f"The prediction of {model.name} for {sample.name} has another size than the image; "
-            "predict that image again."
-        )
-    return labels
+    return PredictedMap(prediction, "labels", sample.shape)

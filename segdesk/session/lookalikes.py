@@ -294,7 +294,7 @@ def _moved(others: Picture, places: Picture, at: Picture) -> tuple[Picture, Pict
     )
     inside = [weights.sum(2) > 0.99 for weights in (rows, columns)]
     shown = (inside[0][:, :, None] & inside[1][:, None, :]).astype(np.float32)
-    moved: Picture = rows @ others @ columns.transpose(0, 2, 1)
+    moved: Picture = np.matmul(np.matmul(rows, others), columns.transpose(0, 2, 1))
     return moved, shown
 
 

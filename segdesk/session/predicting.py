@@ -24,6 +24,7 @@ from segdesk.io.maps import PredictedMap
 from segdesk.io.packages import hash_weights
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.messages import PredictOrder, View
+from segdesk.session.levels import level_at, shape_at
 from segdesk.session.models import ModelEntry, current_model, find_model, rounds_of
 from segdesk.session.session import Session
 
@@ -44,17 +45,19 @@ def request(
     config: InferenceConfig,
     model: str | None = None,
     view: View | None = None,
+    level: int = 0,
 ) -> list[str]:
     """Order a prediction of each sample; returns the job ids.
 
-    With a ``view``, what is on screen of the one sample, its parts are sent as they come.
+    With a ``view``, what is on screen of the one sample in pixels of the level, its parts
+    are sent as they come.
 
     Raises
     ------
     InputError
         As :func:`make_orders`.
     """
-    orders = make_orders(session, samples, config, model, view)
+    orders = make_orders(session, samples, config, model, view, level)
     for order in orders:
         session.backend.predict(order)
     return [order.job for order in orders]
@@ -66,6 +69,7 @@ def make_orders(
     config: InferenceConfig,
     model: str | None = None,
     view: View | None = None,
+    level: int = 0,
     *,
     only_new: bool = False,
 ) -> list[PredictOrder]:
@@ -73,6 +77,9 @@ def make_orders(
 
     Parameters
     ----------
+    level
+        Resolution level, 0 for the finest; images with fewer are predicted at the
+        coarsest that they have.
     only_new
         Leave out samples whose current prediction would come out the same.
 
@@ -119,6 +126,7 @@ def make_orders(
             companions=tuple(other.folder for other in companions.values()),
             temperature=temperature,
             view=view,
+            level=level_at(sample, level),
         )
         current = store.prediction(sample.id, entry.name, weights) if only_new else None
         made = read_provenance(current) if current is not None else {}
@@ -229,6 +237,7 @@ def cost(
     samples: Sequence[Sample],
     config: InferenceConfig,
     model: str | None = None,
+    level: int = 0,
 ) -> Cost:
     """Return what predicting takes, from how long the model took before in this project.
 
@@ -251,7 +260,7 @@ def cost(
     speeds = alike or [speed for _, speed in told]
     if not speeds:
         return Cost(len(samples), passes, None)
-    pixels = sum(math.prod(sample.shape) for sample in samples)
+    pixels = sum(math.prod(shape_at(sample, level)) for sample in samples)
     return Cost(len(samples), passes, statistics.median(speeds) * pixels * passes)
 
 
@@ -282,7 +291,8 @@ def _earlier(
         if then.device == config.device:
             names = [name for name in then.companions.split(",") if name.strip()]
             passes = count_passes(then, len(names))
-            yield passes, seconds / (passes * math.prod(sample.shape))
+            pixels = math.prod(made.get("shape") or sample.shape)
+            yield passes, seconds / (passes * pixels)
 
 
 def check_channels(sample: Sample, entry: ModelEntry, chosen: Sequence[int] = ()) -> None:

@@ -101,14 +101,14 @@ def _record(session: Session, prediction: Prediction, weights_sha256: str) -> Pr
 
 def _order(session: Session, sample: Sample, config: CrfConfig) -> RefineOrder:
     entry, prediction = _current(session, sample)
-    if not sample.path.is_file():
+    if not sample.path.exists():
         raise InputError(
             f"The image {sample.path} is not there any more; put it back to refine its prediction."
         )
     if is_zarr(prediction):
         raise InputError(
-            f"{sample.name} is too large for its edges to be refined; refine smaller images, such "
-            "as parts of this one."
+            f"{sample.name} is too large for its edges to be refined; predict it at a coarser "
+            "level and refine that, or refine smaller images, such as parts of this one."
         )
     own = _own_folder(prediction, sample)
     names = session.store.classes.names

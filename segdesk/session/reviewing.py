@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
+from segdesk.core.enlarging import span
 from segdesk.core.prediction import Prediction
 from segdesk.core.sample import Sample, Status
 from segdesk.inference.regions import Region, find_regions_of_stack
 from segdesk.io.labels import read_plane
-from segdesk.session.predicting import current_prediction
+from segdesk.session.predicting import current_prediction, read_provenance
 from segdesk.session.session import Session
 
 #: What the writer of a prediction may have left beside its uncertainty.
@@ -40,17 +41,36 @@ def next_samples(session: Session, count: int = 1, skip: str = "") -> list[Sugge
     return [Suggestion(s, _why(s)) for s in open_[:count]]
 
 
-def read_regions(prediction: Prediction) -> list[Region]:
+def read_regions(prediction: Prediction, shape: tuple[int, ...]) -> list[Region]:
     """Return the most uncertain places of a predicted image, the worst first.
 
     From ``regions.json`` in the prediction's folder where it is there, else from the
     uncertainty itself. Reads files only: any thread may call it.
+
+    Parameters
+    ----------
+    shape
+        (Y, X) or (Z, Y, X) of the image, whose pixels the places are told in also where a
+        coarser level was predicted.
 
     Raises
     ------
     SegDeskError
         The uncertainty cannot be read.
     """
+    found = _stored_regions(prediction)
+    rows, columns = (read_provenance(prediction).get("shape") or shape)[-2:]
+    if (rows, columns) == shape[-2:]:
+        return found
+    enlarged = []
+    for region in found:
+        top, bottom = span(region.y, region.y + region.height, rows, shape[-2])
+        left, right = span(region.x, region.x + region.width, columns, shape[-1])
+        enlarged.append(Region(region.z, top, left, bottom - top, right - left, region.mean))
+    return enlarged
+
+
+def _stored_regions(prediction: Prediction) -> list[Region]:
     try:
         stored = json.loads((prediction.folder / REGIONS_FILE).read_text("utf-8"))
         return [Region(**entry) for entry in stored]
@@ -61,7 +81,7 @@ def read_regions(prediction: Prediction) -> list[Region]:
 def regions(session: Session, sample: Sample) -> list[Region]:
     """Return :func:`read_regions` for the model in use; empty before it was asked."""
     prediction = current_prediction(session, sample.id)
-    return read_regions(prediction) if prediction is not None else []
+    return read_regions(prediction, sample.shape) if prediction is not None else []
 
 
 def next_region(session: Session, sample: Sample, after: Region | None = None) -> Region | None:

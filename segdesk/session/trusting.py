@@ -224,7 +224,14 @@ def read_labelled(store: ProjectStore, sample: Sample, prediction: Prediction) -
     for z in range(len(labels)):
         known = (spoken[z] != Supervision.UNSEEN) & (labels[z] != UNLABELLED)
         if known.any():
-            pixels = np.asarray(stored[:, z])[:, known]
+            # Of a coarser level a pixel stands for several of the image.
+            rows, columns = (
+                place * own // whole
+                for place, own, whole in zip(
+                    np.nonzero(known), stored.shape[-2:], known.shape, strict=True
+                )
+            )
+            pixels = np.asarray(stored[:, z])[:, rows, columns]
             if not np.isfinite(pixels).all():
                 raise InputError(
                     f"The model {prediction.model!r} gives no numbers for {sample.name}, so its "

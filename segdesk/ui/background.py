@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -59,6 +60,49 @@ class SlowThread:
         for token in list(self._tokens):
             token.cancel()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class LoneThread:
+    """Does one piece of work on a thread that the end of the program does not wait for.
+
+    For reading what may be slow to answer: who no longer needs it calls it off and goes on.
+
+    Parameters
+    ----------
+    work
+        Given what calls it off.
+    then
+        Called on that thread at the end, however it was.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[CancelToken], None],
+        then: Callable[[Future[None]], None],
+        name: str,
+    ) -> None:
+        self.token = CancelToken()
+        self._work, self._then = work, then
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._thread.is_alive()
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait for its end, so long at most."""
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        done: Future[None] = Future()
+        try:
+            self._work(self.token)
+            done.set_result(None)
+        except BaseException as error:  # noqa: BLE001  it is handed on
+            done.set_exception(error)
+        self._then(done)
 
 
 def wait_painting(work: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from napari.utils.colormaps import DirectLabelColormap
 
 from segdesk.core.classes import ClassMap
 from segdesk.session.comparing import Comparison
+from segdesk.ui.layers import LARGE_OUTLINES, coarser
 from segdesk.ui.legend import CHANGE_COLORS, class_colors
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class ComparisonLayers:
         self._changes: Labels | None = None
         self._swipe: Labels | None = None
         self._sides: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]] | None = None
+        #: What the swipe shows; its layer has this array, or views of it that get coarser.
+        self._shown: npt.NDArray[np.uint8] | None = None
         self._column = 0
         self._hidden: list[Layer] = []
 
@@ -75,18 +78,19 @@ class ComparisonLayers:
             for value, color in class_colors(self._classes).items()
         }
         colors[LINE] = LINE_COLOR
-        self._swipe = _labels(self._columns(0, found.first.shape[-1]), SWIPE, colors, opacity=1)
+        self._shown = self._columns(0, found.first.shape[-1])
+        self._swipe = _labels(self._shown, SWIPE, colors, opacity=1)
         self._add(self._swipe)
 
     def move_swipe(self, column: int) -> None:
         """Move the line; only the columns it passes over are written and drawn anew."""
         layer = self._swipe
-        if layer is None or self._sides is None:
+        if layer is None or self._sides is None or self._shown is None:
             return
         low, high = min(self._column, column), max(self._column, column)
-        low, high = max(0, low - self._width), min(layer.data.shape[-1], high + self._width)
+        low, high = max(0, low - self._width), min(self._shown.shape[-1], high + self._width)
         self._column = column
-        layer.data[..., low:high] = self._columns(low, high)
+        self._shown[..., low:high] = self._columns(low, high)
         self._show_columns(layer, low, high)
 
     def clear(self) -> None:
@@ -95,7 +99,7 @@ class ComparisonLayers:
             with suppress(ValueError):  # the user may have deleted it
                 if layer is not None:
                     self._viewer.layers.remove(layer)
-        self._changes = self._swipe = self._sides = None
+        self._changes = self._swipe = self._sides = self._shown = None
         for layer in self._hidden:
             layer.visible = True
         self._hidden = []
@@ -127,7 +131,8 @@ class ComparisonLayers:
         """
         dims = self._viewer.dims
         before = dims.ndim - layer.ndim
-        if dims.ndisplay != 2 or tuple(dims.displayed) != (dims.ndim - 2, dims.ndim - 1):
+        is_as_stored = tuple(dims.displayed) == (dims.ndim - 2, dims.ndim - 1)
+        if dims.ndisplay != 2 or not is_as_stored or layer.multiscale:
             layer.refresh(thumbnail=False, highlight=False, extent=False)
             return
         planes = tuple(dims.current_step[before : dims.ndim - 2])
@@ -149,8 +154,13 @@ class ComparisonLayers:
 def _labels(
     data: npt.NDArray[np.uint8], name: str, colors: dict[int | None, Any], opacity: float
 ) -> Labels:
+    is_large = data.size > LARGE_OUTLINES
     layer = Labels(
-        data, name=name, opacity=opacity, colormap=DirectLabelColormap(color_dict=colors)
+        coarser(data) if is_large else data,
+        name=name,
+        opacity=opacity,
+        colormap=DirectLabelColormap(color_dict=colors),
+        multiscale=is_large,
     )
     layer.editable = False
     return layer

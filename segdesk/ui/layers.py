@@ -33,7 +33,7 @@ REFERENCE: Final = "Reference"
 REFINED: Final = "Refined (preview)"
 #: Views of large arrays end where they are so small, in pixels a side.
 COARSEST_SIDE: Final = 1024
-#: Outlines of more pixels are drawn only where they are on screen.
+#: Outlines and comparisons of more pixels are drawn only where they are on screen.
 LARGE_OUTLINES: Final = 16 * 2**20
 
 

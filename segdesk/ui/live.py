@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from qtpy.QtCore import QObject, QTimer
 
+from segdesk.core.annotation import BAND_PIXELS
+from segdesk.core.enlarging import span, span_in_level
 from segdesk.core.run import RunState
 from segdesk.inference.live import unpack
 from segdesk.jobs.messages import Finished, Part, PartsPredicted, View
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from segdesk.ui.workbench import Workbench
 
     Bytes = npt.NDArray[np.uint8]
+    #: First row and column in the image, labels, and uncertainty 0 to 255.
+    Found = tuple[tuple[int, int], Bytes, Bytes]
 
 #: The view is told to the engine when it has been still for so long.
 STILL_MILLISECONDS: Final = 150
@@ -45,6 +49,9 @@ class LivePrediction(QObject):
         self._workbench = workbench
         self._job = ""
         self._told: View | None = None
+        #: Shapes of what is predicted and of the image; not the same at a coarser level.
+        self._level: tuple[int, ...] = ()
+        self._whole: tuple[int, ...] = ()
         self._may_draw_at = 0.0
         self._still = QTimer(self)
         self._still.setSingleShot(True)
@@ -83,6 +90,22 @@ class LivePrediction(QObject):
             (top, left), (bottom, right) = window.seen((top, left, bottom, right))
         return View(z=z, top=top, left=left, bottom=bottom + 1, right=right + 1)
 
+    def look(self, level: tuple[int, ...], whole: tuple[int, ...]) -> View | None:
+        """Return :meth:`view` in pixels of what the next job predicts.
+
+        Parameters
+        ----------
+        level, whole
+            Shapes of what it predicts and of the image.
+        """
+        self._level, self._whole = level, whole
+        view = self.view()
+        if view is None or level[-2:] == whole[-2:]:
+            return view
+        top, bottom = span_in_level(view.top, view.bottom, level[-2], whole[-2])
+        left, right = span_in_level(view.left, view.right, level[-1], whole[-1])
+        return View(z=view.z, top=top, left=left, bottom=bottom, right=right)
+
     def follow(self, job: str, view: View) -> None:
         """Show the parts of this job, ordered with this view, as they come."""
         self._job = job
@@ -104,8 +127,10 @@ class LivePrediction(QObject):
 
     @reporting()
     def _tell(self) -> None:
-        view, session = self.view(), self._workbench.session
-        if view is not None and view != self._told and self._job and session is not None:
+        if not self._job:
+            return
+        view, session = self.look(self._level, self._whole), self._workbench.session
+        if view is not None and view != self._told and session is not None:
             self._told = view
             session.backend.look(self._job, view)
 
@@ -113,7 +138,8 @@ class LivePrediction(QObject):
     def _on_parts(self, event: PartsPredicted) -> None:
         if event.job == self._job:
             self._workbench.in_background(
-                partial(_unpack, event.parts), partial(self._take, event.job, event.z)
+                partial(unpack_parts, event.parts, self._level[-2:], self._whole[-2:]),
+                partial(self._take, event.job, event.z),
             )
 
     @reporting()
@@ -124,20 +150,26 @@ class LivePrediction(QObject):
         if event.state is not RunState.COMPLETED:
             self._workbench.show_current_prediction()  # what was there before
 
-    def _take(self, job: str, z: int, parts: list[tuple[Part, Bytes, Bytes]]) -> None:
+    def _take(self, job: str, z: int, parts: list[Found]) -> None:
+        """Show parts; of many pixels some now and the rest later, so that nothing waits."""
         workbench = self._workbench
         correction, layers = workbench.current_correction, workbench.layers
         if job != self._job or correction is None or layers is None:
             return
         is_stack = correction.annotation.labels.ndim == 3
-        for part, labels, unsure in parts:
-            start = (z, part.top, part.left) if is_stack else (part.top, part.left)
+        shown = 0
+        while parts and shown < BAND_PIXELS:
+            place, labels, unsure = parts.pop(0)
+            shown += labels.size
+            start = (z, *place) if is_stack else place
             shape = (1, *labels.shape) if is_stack else labels.shape
             before, after = correction.take_part(start, labels.reshape(shape))
             layers.put_part(start, before, after, unsure.reshape(shape))
         wait = max(0.0, self._may_draw_at - time.monotonic())
         if not self._draw_timer.isActive():
             self._draw_timer.start(round(wait * 1000))
+        if parts:
+            QTimer.singleShot(0, partial(self._take, job, z, parts))
 
     # Drawing --------------------------------------------------------------------
 
@@ -155,5 +187,31 @@ class LivePrediction(QObject):
         self._may_draw_at = now + max(DRAW_SECONDS, (now - began) / DRAW_SHARE)
 
 
-def _unpack(parts: tuple[Part, ...]) -> list[tuple[Part, Bytes, Bytes]]:
-    return [(part, *unpack(part)) for part in parts]
+def unpack_parts(
+    parts: tuple[Part, ...], level: tuple[int, ...], whole: tuple[int, ...]
+) -> list[Found]:
+    """Return where parts lie in the image, their labels and their uncertainty (0 to 255).
+
+    What is predicted at a coarser level is brought to the image's pixels (nearest
+    neighbour), in pieces of :data:`BAND_PIXELS` at most, or of one row.
+
+    Parameters
+    ----------
+    level, whole
+        (Y, X) of what is predicted and of the image.
+    """
+    found: list[Found] = []
+    for part in parts:
+        maps = unpack(part)
+        if level == whole:
+            found.append(((part.top, part.left), *maps))
+            continue
+        top, bottom = span(part.top, part.top + part.height, level[0], whole[0])
+        left, right = span(part.left, part.left + part.width, level[1], whole[1])
+        columns = np.arange(left, right) * level[1] // whole[1] - part.left
+        step = max(1, BAND_PIXELS // max(1, right - left))
+        for row in range(top, bottom, step):
+            rows = np.arange(row, min(row + step, bottom)) * level[0] // whole[0] - part.top
+            labels, unsure = (values[rows][:, columns] for values in maps)
+            found.append(((row, left), labels, unsure))
+    return found

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,7 +73,7 @@ class TileLoader:
         self._failed: dict[_Place, float] = {}
         self._has_told = False  # once an image is enough
         self._lock = threading.Condition()
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="segdesk-tiles")
+        self._readers = 0
         self._busy: set[_Place] = set()
         self._is_closed = False
         #: The coarsest level of a single plane, in memory; zeros where it is not made yet.
@@ -134,13 +133,18 @@ class TileLoader:
         return out
 
     def close(self) -> None:
-        """Read no more, and close the image."""
+        """Ask for no more; what is being read ends in the background, see :meth:`wait`."""
         with self._lock:
             self._is_closed = True
             self._wanted.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._kept.clear()
-        self.pyramid.close()
+            self._kept.clear()
+            self._lock.notify_all()
+
+    def wait(self) -> None:
+        """Wait until nothing is being read any more, after :meth:`close`."""
+        with self._lock:
+            while self._readers:
+                self._lock.wait()
 
     # How ---------------------------------------------------------------------
 
@@ -156,10 +160,11 @@ class TileLoader:
                 elif now - self._failed.get(place, -RETRY) >= RETRY:
                     self._wanted[place] = now
                     missing += 1
-            if missing and not self._is_closed:
-                for _ in range(THREADS):
-                    self._pool.submit(self._work).add_done_callback(_complain)
-            return bool(missing)
+            while missing and not self._is_closed and self._readers < THREADS:
+                self._readers += 1
+                # The end of the program does not wait for a store that does not answer.
+                threading.Thread(target=self._work, name="segdesk-tiles", daemon=True).start()
+            return bool(missing) and not self._is_closed
 
     def _wait_for(self, places: list[_Place]) -> None:
         until = time.monotonic() + GRACE
@@ -171,21 +176,36 @@ class TileLoader:
 
     def _work(self) -> None:
         """Read wanted blocks until there are none, the coarse ones first."""
-        while True:
-            with self._lock:
-                free = [place for place in self._wanted if place not in self._busy]
-                if not free or self._is_closed:
-                    return
-                newest = max(self._wanted[place] for place in free)
-                place = max(p for p in free if self._wanted[p] >= newest - STALE / 10)
-                self._busy.add(place)
-            try:
+        place = None
+        try:
+            while (place := self._next(place)) is not None:
                 self._read(place)
-            finally:
+        finally:
+            if place is not None:  # a fault of ours: the next question starts another thread
                 with self._lock:
-                    self._busy.discard(place)
-                    self._wanted.pop(place, None)
+                    self._done_with(place)
+                    self._readers -= 1
                     self._lock.notify_all()
+
+    def _next(self, done: _Place | None) -> _Place | None:
+        """Return what to read after ``done``; None: nothing, and the thread counts no more."""
+        with self._lock:
+            if done is not None:
+                self._done_with(done)
+            free = [place for place in self._wanted if place not in self._busy]
+            if not free or self._is_closed:
+                self._readers -= 1
+                self._lock.notify_all()
+                return None
+            newest = max(self._wanted[place] for place in free)
+            place = max(p for p in free if self._wanted[p] >= newest - STALE / 10)
+            self._busy.add(place)
+            return place
+
+    def _done_with(self, place: _Place) -> None:
+        self._busy.discard(place)
+        self._wanted.pop(place, None)
+        self._lock.notify_all()
 
     def _read(self, place: _Place) -> None:
         height, width = self.pyramid.shapes[place.level][-2:]
@@ -198,13 +218,16 @@ class TileLoader:
             with self._lock:
                 is_first, self._has_told = not self._has_told, True
                 self._failed[place] = time.monotonic()
-            if is_first:
+                is_wanted = is_first and not self._is_closed
+            if is_wanted:
                 self._trouble(error)
             return
         if found is None:  # not made yet; who makes it tells of it
             return
         shown = self._look(found)
         with self._lock:
+            if self._is_closed:
+                return
             self._failed.pop(place, None)
             self._kept[place] = shown
             total = sum(block.nbytes for block in self._kept.values())
@@ -317,11 +340,3 @@ def _places(level: int, z: int, rows: slice, columns: slice) -> list[_Place]:
         for row in range(rows.start // BLOCK, -(-rows.stop // BLOCK))
         for column in range(columns.start // BLOCK, -(-columns.stop // BLOCK))
     ]
-
-
-def _complain(done: Future[None]) -> None:
-    """Let a fault of ours be heard of: nobody asks a reading thread for its result."""
-    if not done.cancelled() and (error := done.exception()) is not None:
-        threading.excepthook(
-            threading.ExceptHookArgs((type(error), error, error.__traceback__, None))
-        )

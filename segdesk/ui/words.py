@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from segdesk.core.run import Run, RunState
@@ -15,6 +16,31 @@ NONE = "\N{EN DASH}"
 def count_images(number: int) -> str:
     """Return *1 image*, *2 images* and so on."""
     return f"{number} image{'' if number == 1 else 's'}"
+
+
+def level_words(levels: Sequence[tuple[int, ...]], number: int) -> str:
+    """Say how large a resolution level is: ``2: 512 x 480 pixels, 4 times smaller``."""
+    rows, columns = levels[number][-2:]
+    size = f"{columns} x {rows} pixels"
+    if number == 0:
+        return f"Full size: {size}"
+    return f"{number}: {size}, {_reduction(levels, number)} times smaller"
+
+
+def coarse_words(levels: Sequence[tuple[int, ...]], number: int) -> str:
+    """Say what becomes of a prediction at a coarser level."""
+    times = _reduction(levels, number)
+    return (
+        f"The mask is brought to full size (nearest neighbour) and corrected there as usual; its "
+        f"edges have steps of about {times} pixels. Predict all uses this level for every image, "
+        "or the coarsest that an image has: images without levels at full size."
+    )
+
+
+def _reduction(levels: Sequence[tuple[int, ...]], number: int) -> str:
+    """Return how many times smaller a level is a side."""
+    times = levels[0][-1] / levels[number][-1]
+    return f"{times:.0f}" if times > 9.5 else f"{times:.2g}"
 
 
 def device_words(reason: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,11 +33,12 @@ from segdesk.io.pyramids import Pyramid
 from segdesk.io.store import ProjectStore
 from segdesk.session import models, predicting, training
 from segdesk.session.correcting import Correction
+from segdesk.session.levels import levels_of, shape_at
 from segdesk.session.predicting import Start
 from segdesk.session.sample_project import make_sample_project
 from segdesk.session.session import Session, engine_log
 from segdesk.session.workers import WorkerBackend
-from segdesk.ui.background import SlowThread, wait_painting
+from segdesk.ui.background import LoneThread, SlowThread, wait_painting
 from segdesk.ui.bridge import Bridge, notify, reporting
 from segdesk.ui.large import LargeImage, is_large, open_large
 from segdesk.ui.layers import SampleLayers
@@ -56,6 +58,9 @@ SURROUNDINGS = 2.0
 
 #: Side of what is brought into view around a pixel, in pixels.
 NEIGHBOURHOOD = 48
+
+#: So long at most closing waits for the last reads of images from slow stores, in seconds.
+LEAVE_SECONDS: Final = 10.0
 
 CLOSING: Final = "Closing the project…"
 STOPPING: Final = "Closing the project. The run under way writes its checkpoint and ends…"
@@ -109,6 +114,8 @@ class Workbench:
         self._sample_id: str | None = None
         self._correction: Correction | None = None
         self._large: LargeImage | None = None
+        #: Images that were left, and whose last reads have not ended yet.
+        self._leaving: list[LoneThread] = []
         self._accepting: Future[Callable[[], bool]] | None = None
         self._accepting_id = ""
         self._opening = 0
@@ -121,6 +128,9 @@ class Workbench:
         self.last_folder = Path.home()
         #: How predictions are asked for; the Predict panel's form sets it.
         self.inference = InferenceConfig()
+        #: At which resolution level; likewise.
+        self.level = 0
+        self._levels: tuple[tuple[int, ...], ...] = ()
         self._habits = RunHabits()
         self._live = LivePrediction(self)
         self.panels: dict[str, QWidget] = make_panels(self)
@@ -238,6 +248,7 @@ class Workbench:
         slow, prompt, self._slow, self._prompt = self._slow, self._prompt, None, None
         pool, self._pool = self._pool, None
         layers, self.layers = self.layers, None
+        leaving, self._leaving = self._leaving, []
 
         def end() -> None:
             """Wait for threads and processes, which may have a checkpoint to write."""
@@ -247,6 +258,9 @@ class Workbench:
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
             session.end_work()
+            until = time.monotonic() + LEAVE_SECONDS
+            for left in leaving:
+                left.join(max(0.0, until - time.monotonic()))
 
         if is_window_gone:
             end()
@@ -276,6 +290,11 @@ class Workbench:
     def is_painting(self) -> bool:
         """Whether a stroke is being drawn on the sample on screen."""
         return self.strokes is not None and self.strokes.is_under_way
+
+    @property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the levels of the sample on screen, finest first; none while it opens."""
+        return self._levels if self._correction is not None else ()
 
     def show_sample(self, sample_id: str) -> None:
         """Bring a sample on screen; its files are read in the background.
@@ -348,8 +367,10 @@ class Workbench:
         session = self._require_session()
         samples = [session.store.sample(sample_id) for sample_id in sample_ids]
         is_shown = sample_ids == [self._sample_id] and self._correction is not None
-        view = self._live.view() if is_shown and model is None else None
-        jobs = predicting.request(session, samples, self.inference, model, view)
+        view = None
+        if is_shown and model is None:
+            view = self._live.look(shape_at(samples[0], self.level), samples[0].shape)
+        jobs = predicting.request(session, samples, self.inference, model, view, self.level)
         if view is not None:
             self._live.follow(jobs[0], view)
         self.jobs_ordered.emit(jobs)
@@ -418,7 +439,8 @@ class Workbench:
         self._sample_id = None
         large, self._large = self._large, None
         if large is not None:
-            large.close()
+            self._leaving = [left for left in self._leaving if left.is_alive]
+            self._leaving.append(large.close())
             self.levels_progressed.emit("")
 
     def _show(self, number: int, read: _Read) -> None:
@@ -439,6 +461,7 @@ class Workbench:
             self._is_arranged = True
             QTimer.singleShot(0, partial(_share_left_side, self.panels["Project"]))
         self._correction = correction
+        self._levels = read.levels
         if self.layers.labels is not None:
             self.strokes = StrokeKeeper(
                 self.layers.labels, lambda: self._correction, self.layers.window
@@ -486,7 +509,7 @@ class Workbench:
             None if large.is_colored else limits,
             correction.annotation.labels,
         )
-        large.start()
+        large.start(self._leaving)
         self._prepare(correction)
 
     def _show_unsure(self, unsure: Unsure | None) -> None:
@@ -626,6 +649,7 @@ class _Read:
     start: Start
     unsure: Unsure | None
     reference: npt.NDArray[np.uint8] | None
+    levels: tuple[tuple[int, ...], ...]
 
 
 def _read_sample(
@@ -637,7 +661,7 @@ def _read_sample(
     if sample.reference is not None and sample.reference.is_file():
         reference = read_mask(sample.reference, store.classes, sample.shape).labels
     image = open_large(sample, store.folder) if is_large(sample) else read_image(sample.path)
-    return _Read(image, began, unsure, reference)
+    return _Read(image, began, unsure, reference, levels_of(sample))
 
 
 def _read_maps(prediction: Prediction, sample: Sample) -> Maps:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,18 @@ import pytest
 import tifffile
 import zarr
 
+from segdesk.inference.regions import Region
 from segdesk.io.sources import read_thumbnail
 from segdesk.io.store import ProjectStore
+from segdesk.session.predicting import read_prediction
+from segdesk.session.reviewing import read_regions
+from segdesk.session.trusting import read_labelled
+from slow_server import serving
 
 Cli = Callable[..., Any]
 
 
-def write_ome(folder: Path, data: np.ndarray, axes: str = "yx") -> Path:
+def write_ome(folder: Path, data: np.ndarray, axes: str = "yx", chunk: int = 32) -> Path:
     group = zarr.open_group(folder, mode="w", zarr_format=2)
     told = [{"name": a, "type": "channel" if a == "c" else "space"} for a in axes]
     group.attrs["multiscales"] = [
@@ -28,7 +35,7 @@ def write_ome(folder: Path, data: np.ndarray, axes: str = "yx") -> Path:
     ]
     half = tuple(slice(None, None, 2) if a in "yx" else slice(None) for a in axes)
     for name, level in (("0", data), ("1", data[half])):
-        group.create_array(name, data=level, chunks=tuple(min(n, 32) for n in level.shape))
+        group.create_array(name, data=level, chunks=tuple(min(n, chunk) for n in level.shape))
     return folder
 
 
@@ -114,6 +121,49 @@ def test_a_store_that_breaks_off_is_refused_and_leaves_nothing(
     assert not out.exists()
 
 
+def test_a_server_that_goes_away_keeps_what_is_done_and_is_gone_on_with(
+    make_model: Callable[..., Path], segdesk: Cli, tmp_path: Path
+) -> None:
+    # More than is kept in memory, so that there is something to read all along.
+    pixels = np.zeros((1536, 4096, 3), np.float32)
+    pixels[::3, ::7] = (0.3, 0.5, 0.9)
+    write_ome(tmp_path / "web" / "far.zarr", pixels.transpose(2, 0, 1), "cyx", chunk=512)
+    model, out = make_model(tmp_path / "rgb", channels=3), tmp_path / "out"
+    command = ["--out", out, "--model", model, "--set", "device=cpu", "--set", "overlap=32"]
+    noted = out / ".unfinished" / ".far.part" / "done.txt"
+
+    def parts() -> int:
+        return len(noted.read_text("utf-8").splitlines()) if noted.exists() else 0
+
+    with serving(tmp_path / "web") as server:
+
+        def switch_off() -> None:
+            while parts() < 2:
+                time.sleep(0.01)
+            server.vanish()
+
+        watching = threading.Thread(target=switch_off, daemon=True)
+        watching.start()
+        server.delay = 0.1
+        done = segdesk("predict", f"{server.address}/far.zarr", *command)
+        watching.join()
+    assert done.code == 2
+    assert "far.zarr (rows" in done.err
+    assert "check the disk or the connection" in done.err
+    kept = parts()
+    assert f"The {kept} of 24 parts that are done are kept" in done.err
+    assert 2 <= kept < 24
+    with serving(tmp_path / "web") as server:
+        again = segdesk("predict", f"{server.address}/far.zarr", *command, "--json")
+    assert again.code == 0, again.err
+    labels = zarr.open_array(str(out / "far_labels.zarr"), mode="r")
+    whole = segdesk("predict", tmp_path / "web" / "far.zarr", "--out", tmp_path / "whole",
+                    *command[2:])  # fmt: skip
+    assert whole.code == 0, whole.err
+    expected = zarr.open_array(str(tmp_path / "whole" / "far_labels.zarr"), mode="r")
+    np.testing.assert_array_equal(np.asarray(labels), np.asarray(expected))
+
+
 def test_missing_chunks_are_pointed_out(project: Path, segdesk: Cli, ome: Path) -> None:
     for name in ("1.2", "2.1"):
         (ome / "0" / name).unlink()
@@ -137,3 +187,44 @@ def test_channels_are_refused_or_chosen(
     says = f"many.zarr has {channels} channels, but the model 'tiny' takes 1; say which it gets"
     assert says in refused.err
     assert "channels=0" in refused.err
+
+
+def test_a_project_is_predicted_at_a_level_and_results_are_of_full_size(
+    project: Path, segdesk: Cli, ome: Path, tmp_path: Path, discs: Callable[..., Any]
+) -> None:
+    (tmp_path / "true").mkdir()
+    tifffile.imwrite(tmp_path / "true" / "cells.tif", discs(9, 96)[1] * 255)
+    segdesk("add", project, ome, "--masks", tmp_path / "true")
+    done = segdesk("predict", project, "--level", 5, "--json")
+    assert done.code == 0, done.err
+    folders = {r["image"]: Path(r["folder"]) for r in done.json}
+    made = {
+        name: json.loads((folder / "provenance.json").read_text("utf-8"))
+        for name, folder in folders.items()
+    }
+    # The coarsest that each has.
+    assert made["cells.ome.zarr"]["level"] == 1
+    assert made["cells.ome.zarr"]["shape"] == [1, 48, 48]
+    assert made["cell0.png"]["level"] == 0
+    again = segdesk("predict", project, "--level", 1, "--json")
+    assert all(result.get("skipped") for result in again.json)
+    with ProjectStore.open(project, read_only=True) as store:
+        sample = store.sample("cells-ome")
+        prediction = store.prediction(sample.id, "tiny")
+        assert prediction is not None
+        expected = np.kron(tifffile.imread(prediction.labels_path), np.ones((2, 2), np.uint8))
+        np.testing.assert_array_equal(read_prediction(prediction, sample.shape)[0], expected)
+        own = [Region(**r) for r in json.loads((prediction.folder / "regions.json").read_text())]
+        regions = read_regions(prediction, sample.shape)
+        assert [(r.y, r.x, r.height, r.width) for r in regions] == [
+            (2 * r.y, 2 * r.x, 2 * r.height, 2 * r.width) for r in own
+        ]
+        # What the pixels of a person's labels are judged by is theirs.
+        ((probabilities, truth),) = read_labelled(store, sample, prediction)
+        np.testing.assert_array_equal(truth, discs(9, 96)[1].ravel())
+        maps = np.asarray(zarr.open_array(str(prediction.probabilities_path), mode="r"))
+        maps = np.kron(maps[:, 0], np.ones((1, 2, 2), np.float32)).reshape(2, -1)
+        np.testing.assert_allclose(probabilities, maps, atol=1e-3)
+    refined = segdesk("refine", project, "--image", "cells-ome", "--json")
+    assert refined.code == 0, refined.err
+    assert tifffile.imread(Path(refined.json[0]["folder"]) / "labels.tif").shape == (48, 48)

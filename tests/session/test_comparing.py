@@ -51,6 +51,38 @@ def put(session: Session, make_model: Callable[..., Path]) -> Put:
     return store
 
 
+def test_a_large_image_is_compared_as_a_small_one(
+    session: Session, put: Put, tmp_path: Path
+) -> None:
+    """It is gone through band by band; nothing is lost or counted twice between two."""
+    side = 3000
+    random = np.random.default_rng(0)
+    truth, *masks = random.integers(0, 2, (3, side, side), np.uint8)
+    Image.fromarray(truth).save(tmp_path / "large.png")
+    (sample,) = add_images(session, [NewImage(tmp_path / "large.png", split=Split.TRAIN)]).samples
+    correction = Correction(session, sample)
+    spoken = random.integers(0, 2, truth.shape).astype(bool)
+    correction.stroke((0, 0), np.where(spoken, truth, 0).astype(np.uint8), "truth", spoken)
+    for model, mask in zip(("tiny", "tiny-r1"), masks, strict=True):
+        put(model, sample.id, [0])
+        weights = hash_weights(find_model(model, session.store).folder)
+        prediction = session.store.prediction(sample.id, model, weights)
+        assert prediction is not None
+        write_plane(prediction.labels_path, mask)
+    found = compare(session.store, "tiny", "tiny-r1", sample.id)
+    for shown, mask in zip((found.first, found.second), masks, strict=True):
+        np.testing.assert_array_equal(shown, mask)
+    first, second = (mask == truth for mask in masks)
+    assert found.row.labelled == spoken.sum()
+    assert found.row.fixed == (spoken & ~first & second).sum() == (found.changes == 1).sum()
+    assert found.row.broken == (spoken & first & ~second).sum() == (found.changes == 2).sum()
+    assert found.row.still_wrong == (spoken & ~first & ~second).sum()
+    assert found.row.dice is not None
+    for dice, mask in zip(found.row.dice, masks, strict=True):
+        both = (mask & truth)[spoken].sum()
+        assert dice == pytest.approx(2 * both / (mask[spoken].sum() + truth[spoken].sum()))
+
+
 def add(session: Session, folder: Path, name: str, truth: Sequence[int] | None) -> str:
     path = folder / f"{name}.png"
     Image.fromarray(np.full((8, 8), sum(name.encode()) % 256, np.uint8)).save(path)

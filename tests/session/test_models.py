@@ -275,7 +275,7 @@ def test_a_better_model_is_used_by_itself_if_that_was_asked_for(
     assert find_model("tiny-r1", session.store).name == "tiny-r1"
 
 
-def test_a_prediction_that_stayed_zarr_is_shown_and_not_compared_or_refined(
+def test_a_prediction_that_stayed_zarr_is_shown_and_compared_but_not_refined(
     session: Session,
     tiny: str,
     events: list[AnyEvent],
@@ -286,6 +286,8 @@ def test_a_prediction_that_stayed_zarr_is_shown_and_not_compared_or_refined(
     prediction = current_prediction(session, sample.id)
     assert prediction is not None
     labels, unsure = read_prediction(prediction, sample.shape)
+    request(session, [sample], InferenceConfig(device="cpu"), "nuclei-unet")
+    before = compare(session.store, tiny, "nuclei-unet", sample.id)
     # As the writer leaves those of more than 64 Mpx: planes first, and no TIFF.
     for name, array in (("labels", labels), ("uncertainty", unsure)):
         zarr.save_array(str(prediction.folder / f"{name}.zarr"), array[None])
@@ -301,7 +303,10 @@ def test_a_prediction_that_stayed_zarr_is_shown_and_not_compared_or_refined(
     kept = session.store.annotation(sample.id)
     assert kept is not None
     np.testing.assert_array_equal(kept.labels, labels)
-    with pytest.raises(InputError, match="too large for its predictions to be compared"):
-        compare(session.store, tiny, "nuclei-unet", sample.id)
+    compared = compare(session.store, tiny, "nuclei-unet", sample.id)
+    np.testing.assert_array_equal(compared.first, before.first)
+    np.testing.assert_array_equal(compared.second, before.second)
+    assert compared.row.labelled == labels.size
+    assert compared.row.broken == (labels != before.second).sum()
     with pytest.raises(InputError, match="too large for its edges to be refined"):
         refining.request(session, [sample], CrfConfig())

@@ -196,3 +196,35 @@ def test_a_moved_swipe_looks_as_if_drawn_anew(
     assert (layers.swipe.data[..., :639] == first[..., :639]).all()
     assert (layers.swipe.data[..., 641:] == second[..., 641:]).all()
     assert uploaded[0] < 300 * 30  # not the 270,000 pixels of the layer
+
+
+def test_a_large_image_is_compared_with_views_that_get_coarser(
+    make_napari_viewer: Callable[..., Viewer], qtbot: QtBot
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    side = 4200
+    viewer.add_image(np.zeros((side, side), np.uint8))
+    first, second = np.zeros((side, side), np.uint8), np.ones((side, side), np.uint8)
+    layers = ComparisonLayers(viewer, ClassMap.from_names(("background", "a")))
+    row = ComparedImage("x", "x", Split.TRAIN, 0, 0, 0, 0, None)
+    found = Comparison(first, second, second, row)
+
+    def is_drawn(column: int) -> bool:
+        """Tell whether a column in the middle row of the image is covered."""
+        viewer.scene.camera.center = (0, side / 2, column)
+        shot = viewer.screenshot(flash=False)
+        return bool(shot[shot.shape[0] // 2, shot.shape[1] // 2, :3].any())
+
+    layers.show_swipe(found, side // 2, ())
+    assert layers.swipe is not None
+    assert layers.swipe.multiscale
+    assert np.shares_memory(layers.swipe.data[0], layers.swipe.data[1])
+    for column in (side // 2, 1000, 3200):
+        layers.move_swipe(column)
+        for zoom in (0.1, 1.0):
+            viewer.scene.camera.zoom = zoom
+            qtbot.waitUntil(lambda c=column: is_drawn(c + 200) and not is_drawn(c - 200))
+    layers.show_changes(found, ())
+    assert layers.changes is not None
+    assert layers.changes.multiscale
+    qtbot.waitUntil(lambda: is_drawn(500))

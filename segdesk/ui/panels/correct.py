@@ -222,8 +222,10 @@ class CorrectPanel(Panel):
             return
         prediction = predicting.current_prediction(session, sample_id)
         if prediction is not None:
+            shape = session.store.sample(sample_id).shape
             self._workbench.in_background(
-                partial(reviewing.read_regions, prediction), partial(self._show_place, sample_id)
+                partial(reviewing.read_regions, prediction, shape),
+                partial(self._show_place, sample_id),
             )
 
     def _show_place(self, sample_id: str, found: list[Region]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QHBoxLayout, QProgressBar, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QWidget
 
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.errors import InputError
@@ -19,7 +19,14 @@ from segdesk.ui.forms import KnobsForm
 from segdesk.ui.legend import Legend
 from segdesk.ui.panels.refine import RefineBox
 from segdesk.ui.widgets import ActionButton, ElidingCombo, Hint, Panel, heading
-from segdesk.ui.words import count_images, device_words, model_summary, model_tooltip
+from segdesk.ui.words import (
+    coarse_words,
+    count_images,
+    device_words,
+    level_words,
+    model_summary,
+    model_tooltip,
+)
 
 if TYPE_CHECKING:
     from segdesk.ui.workbench import Workbench
@@ -29,6 +36,10 @@ NO_IMAGES = "Add images in the Project panel first."
 FOREIGN = (
     "This model knows other classes ({}). Fine-tune it on some labelled images first, in the "
     "Train panel."
+)
+LEVEL_TIP = (
+    "This image comes in several sizes. A coarser one is predicted faster, and objects look as "
+    "small to the model as in images taken at that resolution."
 )
 NO_SAMPLE = "Click an image in the Project panel first, or predict all."
 
@@ -51,6 +62,15 @@ class PredictPanel(Panel):
         self.device = Hint("The prediction process is started when a project is opened.")
         self.form: KnobsForm[InferenceConfig] = KnobsForm(InferenceConfig)
         self.form.changed.connect(self._take_form)
+        self.level_heading = QLabel("Resolution level")
+        self.level = ElidingCombo()
+        self.level.setAccessibleName("Resolution level")
+        self.level.setToolTip(LEVEL_TIP)
+        self.level.activated.connect(lambda: self._choose_level())
+        self.level_hint = Hint()
+        #: What was chosen last, for the next image with levels.
+        self._wanted_level = 0
+        self._levels: tuple[tuple[int, ...], ...] | None = None
         self.one = ActionButton(
             "Predict this image", self._predict_one, "Ask the model about the image on screen."
         )
@@ -65,9 +85,11 @@ class PredictPanel(Panel):
         self.refine = RefineBox(workbench)
         self.legend = Legend()
         self._lay_out()
+        self._fill_levels()
         workbench.session_opened.connect(self._on_opened)
         workbench.session_closed.connect(self._on_closed)
         workbench.sample_opening.connect(self._update)
+        workbench.sample_shown.connect(self._fill_levels)
         workbench.jobs_ordered.connect(self._on_ordered)
         self._update()
 
@@ -81,6 +103,9 @@ class PredictPanel(Panel):
             self.summary,
             self.device,
             self.form,
+            self.level_heading,
+            self.level,
+            self.level_hint,
         )
         below: tuple[QWidget, ...] = (self.cost, self.reason, self.bar, self.progress, self.cancel)
         for widget in above:
@@ -117,6 +142,8 @@ class PredictPanel(Panel):
     def _on_closed(self) -> None:
         self._jobs.clear()
         self._total = 0
+        self._wanted_level = 0
+        self._fill_levels()
         self.bar.hide()
         self.cancel.hide()
         self.legend.hide()
@@ -195,7 +222,33 @@ class PredictPanel(Panel):
             with reporting():
                 models.use_model(session, str(self.model.currentData()))
 
+    def _choose_level(self) -> None:
+        self._wanted_level = self.level.currentIndex()
+        self._take_level()
+
     # How -----------------------------------------------------------------------
+
+    @reporting()
+    def _fill_levels(self, _sample: str = "") -> None:
+        """Offer the levels of the image on screen; nothing where it has only one."""
+        levels = self._workbench.levels
+        if levels == self._levels:  # a prediction has come
+            return
+        self._levels = levels
+        has_several = len(levels) > 1
+        self.level_heading.setVisible(has_several)
+        self.level.setVisible(has_several)
+        self.level.clear()
+        for number in range(len(levels) if has_several else 0):
+            self.level.addItem(level_words(levels, number))
+        self.level.setCurrentIndex(min(self._wanted_level, self.level.count() - 1))
+        self._take_level()
+
+    def _take_level(self) -> None:
+        """Predict at the level that is chosen: the finest where none is to be seen."""
+        chosen = self._workbench.level = max(0, self.level.currentIndex())
+        self.level_hint.say(coarse_words(self._workbench.levels, chosen) if chosen else "")
+        self._update_cost()
 
     @reporting()
     def _fill_models(self, _name: str = "") -> None:
@@ -250,7 +303,8 @@ class PredictPanel(Panel):
         asked = [[sample for sample in samples if sample.id == shown], samples]
         asked = [some for some in asked if some][-1 if len(samples) == 1 else 0 :]
         try:
-            costs = [cost(session, some, self._workbench.inference) for some in asked]
+            level, config = self._workbench.level, self._workbench.inference
+            costs = [cost(session, some, config, level=level) for some in asked]
         except InputError as error:
             self.cost.say(error.message)
             return

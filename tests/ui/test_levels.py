@@ -1,0 +1,217 @@
+"""Predicting multiscale images at a coarser level: real files, the real window and engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from PIL import Image
+from pytestqt.qtbot import QtBot
+from qtpy.QtCore import Qt
+
+from segdesk.config.inference import InferenceConfig
+from segdesk.core.annotation import Supervision
+from segdesk.core.classes import ClassMap
+from segdesk.inference.live import pack
+from segdesk.jobs.messages import Part
+from segdesk.session.models import use_model
+from segdesk.session.projects import NewImage, add_images
+from segdesk.ui.live import unpack_parts
+from segdesk.ui.panels.predict import PredictPanel
+from segdesk.ui.workbench import Workbench
+
+SECONDS = 1000
+#: Of the finest level; no multiple of the reduction.
+ROWS, COLUMNS = 203, 302
+
+
+def write_levels(folder: Path, image: np.ndarray, steps: Sequence[int]) -> Path:
+    """Write every n-th pixel of an image for each n, as OME-Zarr."""
+    group = zarr.open_group(str(folder), mode="w")
+    for level, step in enumerate(steps):
+        group.create_array(str(level), data=image[::step, ::step], chunks=(512, 512))
+    axes = [{"name": name, "type": "space"} for name in "yx"]
+    datasets = [{"path": str(level)} for level in range(len(steps))]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    return folder
+
+
+def noise(rows: int, columns: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 255, (rows, columns), np.uint8)
+
+
+@pytest.fixture
+def opened(
+    workbench: Workbench, tmp_path: Path, make_model: Callable[..., Path], qtbot: QtBot
+) -> Callable[..., list[str]]:
+    """Makes a project of images with a tiny model, and brings the first on screen."""
+
+    def bring(*paths: Path) -> list[str]:
+        classes = ClassMap.from_names(("background", "nucleus"))
+        session = workbench.new_project(tmp_path / "p.segdesk", classes)
+        make_model(session.store.folder / "models" / "tiny", channels=1)
+        use_model(session, "tiny")
+        samples = add_images(session, [NewImage(path) for path in paths]).samples
+        show(workbench, samples[0].id, qtbot)
+        return [sample.id for sample in samples]
+
+    return bring
+
+
+def show(workbench: Workbench, sample_id: str, qtbot: QtBot) -> None:
+    workbench.show_sample(sample_id)
+    qtbot.waitUntil(lambda: workbench.current_correction is not None)
+
+
+def panel_of(workbench: Workbench) -> PredictPanel:
+    panel = workbench.panels["Predict"]
+    assert isinstance(panel, PredictPanel)
+    return panel
+
+
+def choose(panel: PredictPanel, number: int) -> None:
+    panel.level.setCurrentIndex(number)
+    panel.level.activated.emit(number)
+
+
+def press(workbench: Workbench, button: str, qtbot: QtBot) -> None:
+    """Press a button of the Predict panel and wait for all that it orders."""
+    workbench.raise_panel("Predict")
+    ends: list[object] = []
+    session = workbench.session
+    assert session is not None
+    session.events.job_finished.connect(ends.append)
+    qtbot.mouseClick(getattr(panel_of(workbench), button), Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: bool(ends) and not session.jobs)
+    session.events.job_finished.disconnect(ends.append)
+
+
+def stored(workbench: Workbench, sample_id: str) -> tuple[np.ndarray, dict[str, object]]:
+    """Return the labels of a prediction as they are on disk, and its provenance."""
+    session = workbench.session
+    assert session is not None
+    prediction = session.store.prediction(sample_id, "tiny")
+    assert prediction is not None
+    made = json.loads((prediction.folder / "provenance.json").read_text("utf-8"))
+    return tifffile.imread(prediction.labels_path), made
+
+
+def enlarged(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    rows, columns = (np.arange(n) * m // n for n, m in zip(shape, values.shape, strict=True))
+    return values[rows][:, columns]
+
+
+def test_a_level_is_chosen_predicted_shown_in_place_and_corrected(
+    workbench: Workbench, opened: Callable[..., list[str]], tmp_path: Path, qtbot: QtBot
+) -> None:
+    image = noise(ROWS, COLUMNS)
+    path = write_levels(tmp_path / "levels.ome.zarr", image, (1, 2, 4))
+    Image.fromarray(image[:64, :64]).save(tmp_path / "plain.png")
+    sample, plain = opened(path, tmp_path / "plain.png")
+    panel = panel_of(workbench)
+    assert [panel.level.itemText(n) for n in range(panel.level.count())] == [
+        "Full size: 302 x 203 pixels",
+        "1: 151 x 102 pixels, 2 times smaller",
+        "2: 76 x 51 pixels, 4 times smaller",
+    ]
+    assert panel.level.currentIndex() == 0  # full size unless asked
+    choose(panel, 2)
+    assert "brought to full size" in panel.level_hint.text()
+    press(workbench, "one", qtbot)
+    labels, made = stored(workbench, sample)
+    assert labels.shape == (51, 76)
+    assert (made["level"], made["shape"]) == (2, [1, 51, 76])
+    expected = enlarged(labels, image.shape)
+    assert 0 < expected.mean() < 1
+    layers, correction = workbench.layers, workbench.current_correction
+    assert layers is not None
+    assert correction is not None
+    qtbot.waitUntil(lambda: bool((correction.annotation.labels == expected).all()))
+    assert layers.labels is not None
+    assert layers.uncertainty is not None
+    qtbot.waitUntil(lambda: bool((layers.labels.data == expected).all()))
+    for layer in (layers.labels, layers.uncertainty):
+        np.testing.assert_array_equal(layer.extent.world[1], layers.all()[0].extent.world[1])
+    assert layers.uncertainty.data.shape == image.shape
+    layers.labels.mode, layers.labels.brush_size = "paint", 6
+    layers.labels.paint((101, 150), 1 - int(expected[101, 150]))
+    assert correction.annotation.supervision[101, 150] == Supervision.CORRECTED
+
+    show(workbench, plain, qtbot)  # has no levels: the choice goes, and full size is meant
+    assert panel.level.isHidden()
+    press(workbench, "one", qtbot)
+    assert stored(workbench, plain)[1]["level"] == 0
+    show(workbench, sample, qtbot)
+    assert panel.level.currentIndex() == 2
+    kept = workbench.current_correction
+    assert kept is not None
+    assert kept.annotation.labels[101, 150] == 1 - int(expected[101, 150])
+    press(workbench, "all", qtbot)
+    assert stored(workbench, sample)[1]["level"] == 2
+    assert stored(workbench, plain)[1]["level"] == 0
+    correct = workbench.panels["Correct"]
+    qtbot.mouseClick(correct.place, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: "Place 1" in correct.place_hint.text())
+
+
+def test_a_large_image_fills_in_place_at_a_coarser_level_while_it_is_predicted(
+    workbench: Workbench, opened: Callable[..., list[str]], tmp_path: Path, qtbot: QtBot
+) -> None:
+    image = np.kron(noise(375, 375), np.ones((16, 16), np.uint8))  # 36 million pixels
+    sample = opened(write_levels(tmp_path / "large.ome.zarr", image, (1, 2, 4)))[0]
+    workbench.inference = InferenceConfig(tile_size=256, overlap=32, device="cpu")
+    choose(panel_of(workbench), 2)
+    session, correction = workbench.session, workbench.current_correction
+    assert session is not None
+    assert correction is not None
+    early: list[np.ndarray] = []
+    session.events.parts_predicted.connect(
+        lambda _: early.append(correction.annotation.labels[::7, ::7].copy())
+    )
+    press(workbench, "one", qtbot)
+    labels, made = stored(workbench, sample)
+    assert (labels.shape, made["level"]) == ((1500, 1500), 2)
+    expected = enlarged(labels, image.shape)
+    qtbot.waitUntil(lambda: bool((correction.annotation.labels == expected).all()))
+    # What was shown before the end was in its place already.
+    shown = [some for some in early if some.any()]
+    assert shown
+    assert ((shown[-1] == expected[::7, ::7]) | (shown[-1] == 0)).all()
+    assert workbench.layers is not None
+    window = workbench.layers.window
+    assert window is not None
+    layer = workbench.layers.labels
+    assert layer is not None
+    qtbot.waitUntil(lambda: bool((layer.data == expected[window.box]).all()))
+
+
+def test_parts_of_a_level_cover_the_image_once() -> None:
+    labels, unsure = noise(51, 76), noise(51, 76)
+    parts = [
+        Part(
+            top=top,
+            left=left,
+            height=part.shape[0],
+            width=part.shape[1],
+            labels=pack(part),
+            uncertainty=pack(unsure[top : top + 20, left : left + 30]),
+        )
+        for top in range(0, 51, 20)
+        for left in range(0, 76, 30)
+        for part in [labels[top : top + 20, left : left + 30]]
+    ]
+    whole = (ROWS, COLUMNS)
+    count, found = np.zeros(whole, int), np.zeros((2, *whole), np.uint8)
+    for (row, column), *maps in unpack_parts(tuple(parts), labels.shape, whole):
+        height, width = maps[0].shape
+        box = slice(row, row + height), slice(column, column + width)
+        count[box] += 1
+        found[:, *box] = maps
+    assert (count == 1).all()
+    np.testing.assert_array_equal(found[0], enlarged(labels, whole))
+    np.testing.assert_array_equal(found[1], enlarged(unsure, whole))

@@ -1,0 +1,223 @@
+"""Images in stores that are slow to answer, or go away: a real server, a real window."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from napari.utils.notifications import notification_manager
+from PIL import Image
+from pytestqt.qtbot import QtBot
+
+from segdesk.core.classes import ClassMap
+from segdesk.io.pyramids import open_pyramid
+from segdesk.session.projects import NewImage, add_images
+from segdesk.ui.large import LargeImage
+from segdesk.ui.workbench import Workbench
+from slow_server import SlowServer, serving
+
+SIDE = 6144
+CHUNKS = (512, 512, 3)
+#: A store that is slow keeps a reader for so long, in seconds;
+DELAY = 4.0
+#: on an idle machine the window is free again after so long.
+AT_ONCE = 0.5
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a multiscale image, ``a.zarr``, and one without levels, ``plain.zarr``."""
+    folder = tmp_path_factory.mktemp("images")
+    image = np.full((SIDE, SIDE, 3), 120, np.uint8)  # of colours nothing is read beforehand
+    group = zarr.open_group(str(folder / "a.zarr"), mode="w")
+    for level in range(4):
+        group.create_array(str(level), data=image[:: 2**level, :: 2**level], chunks=CHUNKS)
+    axes = [{"name": name, "type": "space"} for name in "yx"]
+    axes.append({"name": "c", "type": "channel"})
+    datasets = [{"path": str(level)} for level in range(4)]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    zarr.create_array(str(folder / "plain.zarr"), data=image, chunks=CHUNKS)
+    return folder
+
+
+@pytest.fixture
+def server(images: Path) -> Iterator[SlowServer]:
+    with serving(images) as server:
+        yield server
+
+
+@pytest.fixture
+def far(
+    workbench: Workbench, server: SlowServer, tmp_path: Path
+) -> Callable[[str], tuple[LargeImage, list[str]]]:
+    """Puts an image from the server on screen; returns it and what is said of its levels."""
+    workbench.new_project(tmp_path / "p.segdesk", ClassMap.from_names(("background", "nucleus")))
+
+    def bring(name: str) -> tuple[LargeImage, list[str]]:
+        layers, bridge = workbench.layers, workbench.bridge
+        assert layers is not None
+        assert bridge is not None
+        said: list[str] = []
+        pyramid = open_pyramid(f"{server.address}/{name}", "0", tmp_path / "levels")
+        large = LargeImage(name, pyramid, (0.0, 255.0), layers, bridge, said.append)
+        layers.show_large(large.loader.levels, None, np.zeros((SIDE, SIDE), np.uint8))
+        large.start()
+        return large, said
+
+    return bring
+
+
+def look(workbench: Workbench, y: float, x: float, zoom: float) -> None:
+    workbench.viewer.scene.camera.zoom = zoom
+    workbench.viewer.scene.camera.center = (0, y, x)
+
+
+def threads() -> list[str]:
+    """Names of SegDesk's threads that read images."""
+    ours = ("segdesk-tiles", "segdesk-levels", "segdesk-leaving")
+    return [t.name for t in threading.enumerate() if t.name in ours]
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "plain.zarr"])
+def test_leaving_an_image_in_a_slow_store_does_not_wait_for_it(
+    workbench: Workbench,
+    server: SlowServer,
+    far: Callable[[str], tuple[LargeImage, list[str]]],
+    slowness: Callable[[], float],
+    qtbot: QtBot,
+    name: str,
+) -> None:
+    large, said = far(name)
+    if name == "a.zarr":
+        qtbot.waitUntil(lambda: "segdesk-levels" not in threads())  # the overview is there
+    server.delay = DELAY
+    before = len(server.chunks)
+    look(workbench, 3000, 3000, zoom=2)
+    qtbot.waitUntil(lambda: len(server.chunks) > before)
+    began = time.monotonic()
+    left = large.close()
+    assert time.monotonic() - began < AT_ONCE * slowness()
+    assert left.is_alive  # reads on in the background
+    asked = len(server.chunks)
+    qtbot.waitUntil(lambda: not left.is_alive)
+    assert threads() == []
+    assert len(server.chunks) - asked <= 16  # the block, or the patch, that was begun
+    asked, told = len(server.chunks), len(said)
+    qtbot.wait(300)
+    assert (len(server.chunks), len(said)) == (asked, told)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="named pipes in a folder are not for Windows")
+def test_another_image_is_shown_while_the_disk_of_the_last_does_not_answer(
+    workbench: Workbench,
+    images: Path,
+    tmp_path: Path,
+    slowness: Callable[[], float],
+    qtbot: QtBot,
+) -> None:
+    copy = tmp_path / "stuck.zarr"
+    shutil.copytree(images / "a.zarr", copy)
+    Image.fromarray(np.full((64, 64), 90, np.uint8)).save(tmp_path / "other.png")
+    session = workbench.new_project(
+        tmp_path / "p.segdesk", ClassMap.from_names(("background", "nucleus"))
+    )
+    new = [NewImage(copy), NewImage(tmp_path / "other.png")]
+    stuck, other = (sample.id for sample in add_images(session, new).samples)
+    show(workbench, stuck, qtbot)
+    qtbot.waitUntil(lambda: threads() == [])
+    with pipes(copy / "0" / "c"):
+        look(workbench, 3000, 3000, zoom=2)
+        qtbot.waitUntil(lambda: "segdesk-tiles" in threads())
+        qtbot.wait(300)
+        began = time.monotonic()
+        workbench.show_sample(other)
+        assert time.monotonic() - began < AT_ONCE * slowness()
+        show(workbench, other, qtbot)
+        assert "segdesk-leaving" in threads()
+        workbench.show_sample(stuck)  # and again, while the last reads still hang
+        show(workbench, other, qtbot)
+    workbench.close()  # waits for the last reads
+    assert threads() == []
+
+
+@contextmanager
+def pipes(folder: Path) -> Iterator[None]:
+    """Put pipes in the place of chunks while the block lasts: who reads them waits for it."""
+    chunks = {folder / str(y) / str(x) / "0": b"" for y in range(3, 9) for x in range(3, 9)}
+    for pipe in chunks:
+        chunks[pipe] = pipe.read_bytes()
+        pipe.unlink()
+        os.mkfifo(pipe)
+    try:
+        yield
+    finally:
+        is_over = threading.Event()
+
+        def answer() -> None:
+            while not is_over.wait(0.02):
+                for pipe, content in chunks.items():
+                    with suppress(OSError):  # nobody reads it
+                        end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+                        os.write(end, content)
+                        os.close(end)
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        until = time.monotonic() + 60
+        while threads() and time.monotonic() < until:
+            time.sleep(0.05)
+        is_over.set()
+        answering.join()
+
+
+def show(workbench: Workbench, sample_id: str, qtbot: QtBot) -> None:
+    workbench.show_sample(sample_id)
+    qtbot.waitUntil(lambda: workbench.current_correction is not None)
+
+
+@pytest.mark.parametrize("how", ["off", "empty"])
+def test_a_server_that_goes_away_is_said_once_and_the_window_goes_on(
+    workbench: Workbench,
+    images: Path,
+    tmp_path: Path,
+    far: Callable[[str], tuple[LargeImage, list[str]]],
+    server: SlowServer,
+    qtbot: QtBot,
+    how: str,
+) -> None:
+    large, _ = far("a.zarr")
+    qtbot.waitUntil(lambda: "segdesk-levels" not in threads())
+    look(workbench, 1000, 1000, zoom=2)
+    qtbot.waitUntil(lambda: middle(workbench) > 100)
+    if how == "off":
+        server.vanish()
+    else:  # it answers, but knows nothing of the image any more
+        server.is_empty = True
+    with notification_manager:
+        said = len(notification_manager.records)
+        for y in (2000, 3000, 4000, 5000):
+            look(workbench, y, 3000, zoom=2)
+            qtbot.wait(300)
+        qtbot.waitUntil(lambda: len(notification_manager.records) > said)
+        qtbot.wait(300)
+        (sentence,) = [str(r.message) for r in notification_manager.records[said:]]
+    assert "a.zarr" in sentence
+    assert "connection" in sentence
+    look(workbench, 1000, 1000, zoom=2)
+    qtbot.waitUntil(lambda: middle(workbench) > 100)  # what was read is still there
+    left = large.close()
+    qtbot.waitUntil(lambda: not left.is_alive)
+
+
+def middle(workbench: Workbench) -> int:
+    """Return the brightness in the middle of the canvas."""
+    shot = workbench.viewer.screenshot(flash=False)
+    return int(shot[shot.shape[0] // 2, shot.shape[1] // 2, :3].mean())
