@@ -329,9 +329,24 @@ def memory(sides: list[int]) -> dict[str, Any]:
 # The window --------------------------------------------------------------------------
 
 
+#: What runs beside the window and has nothing to do with it: code, and in how many processes.
+BESIDE = {
+    "counting beside": ("while True: pass", psutil.cpu_count() or 1),
+    "a network beside": (
+        "import torch\n"
+        "block = torch.nn.Conv2d(32, 32, 3, padding=1).to(memory_format=torch.channels_last)\n"
+        "x = torch.rand(1, 32, 256, 256).contiguous(memory_format=torch.channels_last)\n"
+        "with torch.inference_mode():\n"
+        "    while True: block(x)",
+        1,
+    ),
+}
+
+
 def window(side: int, rounds: int) -> dict[str, Any]:
     """Measure lateness and strokes in turn: nothing runs; the engine is busy; and, for what
-    any work beside the window costs, as many processes as cores that only count."""
+    any work beside the window costs, processes that know nothing of it: as many as cores that
+    only count, and one that runs a network on all of them."""
     from lateness import Lateness
     from qtpy.QtOpenGLWidgets import QOpenGLWidget
 
@@ -344,7 +359,7 @@ def window(side: int, rounds: int) -> dict[str, Any]:
 
     loop = Lateness()
     found: dict[str, dict[str, list[Any]]] = {
-        state: {"late_ms": [], "stroke_ms": []} for state in ("idle", "busy", "counting beside")
+        state: {"late_ms": [], "stroke_ms": []} for state in ("idle", "busy", *BESIDE)
     }
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
@@ -372,10 +387,12 @@ def window(side: int, rounds: int) -> dict[str, Any]:
                 while not parts:
                     loop.settle(0.05)
             elif state != "idle":
-                command = [sys.executable, "-c", "while True: pass"]
-                beside = [subprocess.Popen(command) for _ in range(psutil.cpu_count() or 1)]
+                code, count = BESIDE[state]
+                command = [sys.executable, "-c", code]
+                beside = [subprocess.Popen(command) for _ in range(count)]
                 for process in beside:
                     psutil.Process(process.pid).nice(psutil.Process(opened_engine()).nice())
+                loop.settle(8)  # until torch is there
             now = found[state]
             loop.begin()
             loop.run(8)
