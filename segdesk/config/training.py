@@ -401,7 +401,8 @@ class TrainingConfig(Knobs):
     precision: Mixed = Field(
         Mixed.AUTO,
         title="Precision",
-        description="auto: half precision on graphics cards, single on processors.",
+        description="auto: half precision on graphics cards, single on processors, which take "
+        "many times as long in float16.",
     )
 
     @field_validator("same_classes")

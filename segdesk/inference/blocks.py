@@ -195,7 +195,7 @@ def _opened(order: PredictOrder, stack: ExitStack) -> ImageSource:
     _source = None  # before the next one needs its memory
     source = open_source(order.image)
     if source.is_lazy:
-        source.expect_rows()
+        source.expect_rows(2 * order.config.tile_size)  # with what surrounds a tile
         return stack.enter_context(source)
     _source = key, source
     return source

@@ -116,8 +116,10 @@ def predict_to_folder(
     lookup = map_to_classes(model.card.classes, order.classes, order.model)
     with ExitStack() as stack:
         source = stack.enter_context(open_source(order.image))
-        if order.view is None:  # what is on screen comes first elsewhere, from all sides
-            source.expect_rows()
+        if order.view is None and order.level < source.levels:
+            # Otherwise tiles come from all sides: what is on screen first.
+            tiling = predictor.plan(_sides(source, order.level), order.config)
+            source.expect_rows(tiling.input_size[0])
         planes = planes_of(source, order, model.card)
         shape = (len(planes), *planes[0].shape)
         about = what_decides(order, model.weights_sha256)
@@ -210,6 +212,11 @@ def with_what_is_kept(error: BaseException, out: Path, done: int, total: int) ->
         except OSError:
             return error
     return InputError(error.message + kept, error.actions)
+
+
+def _sides(source: ImageSource, level: int) -> tuple[int, int]:
+    *_, height, width = source.level_shape(level)
+    return height, width
 
 
 def planes_of(

@@ -84,8 +84,14 @@ class ImageSource(ABC):
             The box leaves the image.
         """
 
-    def expect_rows(self) -> None:  # noqa: B027  most have nothing to forget
-        """Keep no more pixels in memory than boxes need that come row by row."""
+    def expect_rows(self, height: int) -> None:  # noqa: B027  most have nothing to forget
+        """Keep no more pixels in memory than boxes need that come row by row.
+
+        Parameters
+        ----------
+        height
+            Rows of the highest box, in pixels.
+        """
 
     def close(self) -> None:  # noqa: B027  most have nothing to close
         """Close the files; a second call does nothing."""
@@ -292,14 +298,17 @@ class ChunkedImage(ImageSource):
             )
         self._levels = [_Level(array, _block(array, layout)) for array in arrays]
 
-    def expect_rows(self) -> None:
+    def expect_rows(self, height: int) -> None:
         """See :class:`ImageSource`."""
         array, block = self._levels[0].array, self._levels[0].block
-        x = self._layout.plane[1]
+        if any(block[i] > 1 for i in self._layout.stack):
+            return  # what is decoded for one plane serves the next
+        y, x = self._layout.plane
         across = -(-array.shape[x] // block[x])
+        # A box need not begin where a piece does.
+        down = 1 + -(-height // block[y])
         piece = math.prod(block) * min(array.dtype.itemsize, 4)
-        # A row of boxes may lie over two rows of pieces, and both are needed for the next.
-        self._most_kept = min(CACHE_BYTES, 2 * across * piece)
+        self._most_kept = min(CACHE_BYTES, down * across * piece)
 
     def close(self) -> None:
         """See :class:`ImageSource`."""

@@ -26,6 +26,7 @@ from segdesk.session.models import (
     list_models,
     previous_model,
 )
+from segdesk.session.predicting import read_provenance
 from segdesk.training.metrics import confusion, summarize
 
 if TYPE_CHECKING:
@@ -252,6 +253,23 @@ class _Known:
 _Both = tuple[_Known, _Known]
 
 
+def _predictions(
+    store: ProjectStore, both: _Both, sample: Sample
+) -> tuple[Prediction | None, Prediction | None]:
+    """Return what both models predicted of an image, None for what cannot be compared.
+
+    Of predictions at different resolution levels that is the coarser one: it would be
+    blamed for what it never saw.
+    """
+    first, second = (model.prediction(store, sample) for model in both)
+    if first is None or second is None:
+        return first, second
+    levels = [int(read_provenance(found).get("level") or 0) for found in (first, second)]
+    if levels[0] == levels[1]:
+        return first, second
+    return (None, second) if levels[0] > levels[1] else (first, None)
+
+
 def _find_both(store: ProjectStore, first: str, second: str) -> _Both:
     one, other = (
         _Known(entry, hash_weights(entry.folder))
@@ -263,18 +281,20 @@ def _find_both(store: ProjectStore, first: str, second: str) -> _Both:
 
 
 def _missing(store: ProjectStore, both: _Both, samples: list[Sample]) -> dict[str, tuple[str, ...]]:
-    found = {
-        model.name: tuple(s.id for s in samples if model.prediction(store, s) is None)
-        for model in both
-    }
-    return {name: lacking for name, lacking in found.items() if lacking}
+    found: dict[str, list[str]] = {model.name: [] for model in both}
+    for sample in samples:
+        for model, prediction in zip(both, _predictions(store, both, sample), strict=True):
+            if prediction is None:
+                found[model.name].append(sample.id)
+    return {name: tuple(lacking) for name, lacking in found.items() if lacking}
 
 
 def _compare(
     store: ProjectStore, sample: Sample, both: _Both, check: Callable[[], None] = lambda: None
 ) -> Comparison:
     """Compare band by band: beside the masks themselves, a large image takes little memory."""
-    maps = [_open(store, sample, model) for model in both]
+    predictions = zip(both, _predictions(store, both, sample), strict=True)
+    maps = [_open(sample, model, prediction) for model, prediction in predictions]
     annotation = store.annotation(sample.id)
     names = store.classes.names
     try:
@@ -320,11 +340,10 @@ def _dice(matrix: npt.NDArray[np.int64], names: tuple[str, ...]) -> float:
     return float(summarize([matrix], names, [""])["dice"])
 
 
-def _open(store: ProjectStore, sample: Sample, model: _Known) -> PredictedMap:
-    prediction = model.prediction(store, sample)
+def _open(sample: Sample, model: _Known, prediction: Prediction | None) -> PredictedMap:
     if prediction is None:
         raise InputError(
-            f"{model.name} has not predicted {sample.name} yet; press Compare in the Compare "
-            "panel, which predicts what is missing."
+            f"{model.name} has not predicted {sample.name} yet, or at a coarser level than the "
+            "other model; press Compare in the Compare panel, which predicts what is missing."
         )
     return PredictedMap(prediction, "labels", sample.shape)

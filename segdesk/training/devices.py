@@ -149,8 +149,9 @@ class Team:
         return dict(self._precision.state_dict())
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on with a scaler's state."""
-        self._precision.load_state_dict(state)
+        """Go on with a scaler's state; without one, as in a run that began on another device."""
+        if state:
+            self._precision.load_state_dict(state)
 
 
 def _precision(mixed: Mixed, device: torch.device) -> Precision:

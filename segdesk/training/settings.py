@@ -40,10 +40,7 @@ def require_settings(
         A device that is not there, crops of a size the architecture does not take, or a
         recipe that does not go with the model.
     """
-    if config.precision is Mixed.FLOAT16 and pick_device(config.device).device.type == "cpu":
-        raise InputError(
-            "A processor cannot learn in float16 in good time; choose bfloat16, single or auto."
-        )
+    require_precision(config.precision, pick_device(config.device).device)
     spec = find_architecture(architecture)
     require_crop(spec, config.crop_size)
     require_source(encoder_weights)
@@ -54,6 +51,14 @@ def require_settings(
     with torch.device("meta"):
         network = build_network(card)
     require_quick(network, spec.title)
+
+
+def require_precision(wanted: Mixed, device: torch.device) -> None:
+    """Refuse what a device cannot learn in, or only in a hundred times the time (InputError)."""
+    if wanted is Mixed.FLOAT16 and device.type == "cpu":
+        raise InputError(
+            "A processor cannot learn in float16 in good time; choose bfloat16, single or auto."
+        )
 
 
 def training_precision(wanted: Mixed, device: torch.device) -> Mixed:

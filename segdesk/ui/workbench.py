@@ -356,8 +356,13 @@ class Workbench:
         camera.center = (region.y + region.height / 2, region.x + region.width / 2)
         camera.zoom *= max(1.0, 1.0 / across)
 
-    def predict(self, sample_ids: list[str], model: str | None = None) -> list[str]:
+    def predict(self, sample_ids: list[str], model: str | None = None, level: int = 0) -> list[str]:
         """Order predictions, by default with the model in use; returns the job ids.
+
+        Parameters
+        ----------
+        level
+            Resolution level of multiscale images, 0 for the finest.
 
         Raises
         ------
@@ -369,8 +374,8 @@ class Workbench:
         is_shown = sample_ids == [self._sample_id] and self._correction is not None
         view = None
         if is_shown and model is None:
-            view = self._live.look(shape_at(samples[0], self.level), samples[0].shape)
-        jobs = predicting.request(session, samples, self.inference, model, view, self.level)
+            view = self._live.look(shape_at(samples[0], level), samples[0].shape)
+        jobs = predicting.request(session, samples, self.inference, model, view, level)
         if view is not None:
             self._live.follow(jobs[0], view)
         self.jobs_ordered.emit(jobs)

@@ -289,6 +289,7 @@ run_app(sample=True)
 """
 
 
+@pytest.mark.slow
 def test_the_window_leaves_torch_out_of_its_process(home: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", OPEN_AND_LIST], capture_output=True, text=True, timeout=600

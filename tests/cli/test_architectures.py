@@ -85,6 +85,7 @@ def test_the_second_look_needs_no_torch_and_says_the_same(segdesk: Cli) -> None:
         assert command({}, "models", *arguments) == (segdesk("models", *arguments).out, False)
 
 
+@pytest.mark.slow
 def test_figures_follow_the_code(program: Program) -> None:
     assert program.parameters() == ("8", True)
     assert program.parameters() == ("8", False)
@@ -92,6 +93,7 @@ def test_figures_follow_the_code(program: Program) -> None:
     assert program.parameters() == ("56", True)
 
 
+@pytest.mark.slow
 def test_a_damaged_memory_is_made_anew(program: Program) -> None:
     program.parameters()
     [file] = program.home.rglob("architectures.json")
@@ -101,6 +103,7 @@ def test_a_damaged_memory_is_made_anew(program: Program) -> None:
     assert program.parameters() == ("8", False)
 
 
+@pytest.mark.slow
 def test_without_a_place_to_remember_figures_are_computed(program: Program) -> None:
     program.home.write_text("a file where the folder would be")
     assert program.parameters() == ("8", True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from PIL import Image
 
 Cli = Callable[..., Any]
+#: A device that this system never has.
+LACKING = "cuda" if sys.platform == "darwin" else "mps"
+
 TINY = ("--set", "steps=1", "--set", "crop_size=32", "--set", "batch_size=1", "--set", "device=cpu")
 
 
@@ -72,6 +76,7 @@ def test_settings_that_do_not_go_together_leave_no_run(project: Path, segdesk: C
         ("Crops of 48 pixels do not fit SegNet", "--new", "segnet", "--set", "crop_size=48"),
         ("recipe quick keeps what a model has learnt", "--new", "unet", "--recipe", "quick"),
         ("cannot learn in float16", "--set", "precision=float16", "--set", "device=cpu"),
+        ("be used here", "--set", f"device={LACKING}"),
     ):
         refused = segdesk("train", project, *arguments)
         assert refused.code == 2

@@ -176,6 +176,7 @@ def written(folder: Path, lines: list[str]) -> dict[str, int]:
     return {place: (chunks / place).stat().st_mtime_ns for place in places}
 
 
+@pytest.mark.slow
 def test_a_large_image_is_gone_on_with_after_a_kill(
     segdesk: Cli, tmp_path: Path, model: Path, wait_until: Waiter
 ) -> None:

@@ -121,6 +121,7 @@ def test_a_store_that_breaks_off_is_refused_and_leaves_nothing(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_keeps_what_is_done_and_is_gone_on_with(
     make_model: Callable[..., Path], segdesk: Cli, tmp_path: Path
 ) -> None:

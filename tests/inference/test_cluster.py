@@ -102,6 +102,7 @@ def assert_same(found: Path, expected: Path) -> None:
     assert (labels[0] == labels[1]).mean() > 0.9999, "but for a tie or two"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_nothing_and_doubles_nothing(
     local: Any, image: Path, model: Path, expected: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_killed_worker_costs_nothing_and_doubles_nothing(
     assert {k: spread[k] for k in own} == {k: alone[k] for k in own}
 
 
+@pytest.mark.slow
 def test_what_was_finished_before_is_not_done_again(
     local: Any, image: Path, model: Path, expected: Path, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
+@pytest.mark.slow
 def test_it_passes_the_contract_and_trains_and_predicts_like_any_other(
     installed: dict[str, str], tmp_path: Path, disc_files: Callable[..., list[Path]]
 ) -> None:

@@ -111,6 +111,23 @@ def test_each_pixel_is_fixed_broken_or_still_wrong(
     assert back.changes.tolist() == [[0, 1, 2, 3, 2, 0, 3, 1]] * 8
 
 
+def test_a_prediction_at_a_coarser_level_is_not_set_against_a_finer_one(
+    session: Session, put: Put, tmp_path: Path
+) -> None:
+    sample = add(session, tmp_path, "a", TRUTH)
+    put("tiny", sample, FIRST)
+    put("tiny-r1", sample, SECOND)
+    for model, level in (("tiny", 1), ("tiny-r1", 0)):
+        (folder,) = (session.store.folder / "predictions" / sample).glob(f"{model}-????????")
+        (folder / "provenance.json").write_text(json.dumps({"level": level}), "utf-8")
+    assert find_missing(session.store, "tiny", "tiny-r1") == {"tiny": (sample,)}
+    with pytest.raises(InputError, match=r"^tiny has not predicted a.png yet, or at a coarser"):
+        compare(session.store, "tiny", "tiny-r1", sample)
+    (folder / "provenance.json").write_text(json.dumps({"level": 1}), "utf-8")
+    assert find_missing(session.store, "tiny", "tiny-r1") == {}
+    assert compare(session.store, "tiny", "tiny-r1", sample).changes.tolist() == [CHANGES] * 8
+
+
 def test_only_pixels_count_on_which_a_person_has_spoken(
     session: Session, put: Put, tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def open_window(
     return open_it
 
 
+@pytest.mark.slow
 def test_runs_wait_their_turn_end_when_told_and_go_on(open_window: Callable[[], Window]) -> None:
     window = open_window()
     session = window.session

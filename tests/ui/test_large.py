@@ -247,6 +247,7 @@ def test_an_acceptance_is_on_disk_before_its_revision_is_written(
     assert labels[200, 200] == 1
 
 
+@pytest.mark.slow
 def test_planes_stacks_and_small_images_follow_each_other(
     workbench: Workbench, opened: Callable[..., str], tmp_path: Path, qtbot: QtBot
 ) -> None:
@@ -315,6 +316,7 @@ def test_a_stroke_during_accepting_is_accepted_too(
     assert kept(workbench, sample)[5100, 1100] == 1
 
 
+@pytest.mark.slow
 def test_a_prediction_comes_in_parts_and_is_whole_at_the_end(
     workbench: Workbench,
     opened: Callable[..., str],

@@ -159,6 +159,7 @@ def test_a_level_is_chosen_predicted_shown_in_place_and_corrected(
     qtbot.waitUntil(lambda: "Place 1" in correct.place_hint.text())
 
 
+@pytest.mark.slow
 def test_a_large_image_fills_in_place_at_a_coarser_level_while_it_is_predicted(
     workbench: Workbench, opened: Callable[..., list[str]], tmp_path: Path, qtbot: QtBot
 ) -> None:

@@ -76,6 +76,7 @@ def bring(workbench: Workbench, sample_id: str, qtbot: QtBot) -> None:
     qtbot.wait(50)  # drawn once, so that the layer knows its corners
 
 
+@pytest.mark.slow
 def test_parts_come_first_where_the_user_looks_and_a_stroke_stays(
     workbench: Workbench, large: list[str], qtbot: QtBot
 ) -> None:
@@ -122,6 +123,7 @@ def test_parts_come_first_where_the_user_looks_and_a_stroke_stays(
     np.testing.assert_array_equal(correction.annotation.labels, labels)
 
 
+@pytest.mark.slow
 def test_parts_wait_while_a_stroke_is_drawn_and_come_after_it(
     workbench: Workbench, large: list[str], qtbot: QtBot
 ) -> None:

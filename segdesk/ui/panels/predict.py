@@ -194,7 +194,8 @@ class PredictPanel(Panel):
 
     def _predict_one(self) -> None:
         if self._workbench.current_sample_id is not None:
-            self._workbench.predict([self._workbench.current_sample_id])
+            shown = [self._workbench.current_sample_id]
+            self._workbench.predict(shown, level=self._workbench.level)
 
     def _predict_all(self) -> None:
         session = self._workbench.session
@@ -202,7 +203,7 @@ class PredictPanel(Panel):
             # The image on screen first: that is the one being waited for.
             shown = self._workbench.current_sample_id
             samples = sorted(session.store.samples(), key=lambda sample: sample.id != shown)
-            self._workbench.predict([sample.id for sample in samples])
+            self._workbench.predict([s.id for s in samples], level=self._workbench.level)
 
     def _cancel(self) -> None:
         session = self._workbench.session

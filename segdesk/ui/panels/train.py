@@ -320,7 +320,7 @@ class TrainPanel(Panel):
         if entry is None or not set(entry.card.classes) <= set(session.store.classes.names):
             return
         if shown is not None and predicting.current_prediction(session, shown) is None:
-            self._workbench.predict([shown])
+            self._workbench.predict([shown], level=self._workbench.level)
 
     # Before a run ----------------------------------------------------------------
 
