@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import zarr
 from napari.utils.notifications import notification_manager
-from PIL import Image
 from pytestqt.qtbot import QtBot
 
 from segdesk.core.classes import ClassMap
@@ -125,11 +124,10 @@ def test_another_image_is_shown_while_the_disk_of_the_last_does_not_answer(
 ) -> None:
     copy = tmp_path / "stuck.zarr"
     shutil.copytree(images / "a.zarr", copy)
-    Image.fromarray(np.full((64, 64), 90, np.uint8)).save(tmp_path / "other.png")
     session = workbench.new_project(
         tmp_path / "p.segdesk", ClassMap.from_names(("background", "nucleus"))
     )
-    new = [NewImage(copy), NewImage(tmp_path / "other.png")]
+    new = [NewImage(copy), NewImage(images / "plain.zarr")]
     stuck, other = (sample.id for sample in add_images(session, new).samples)
     show(workbench, stuck, qtbot)
     qtbot.waitUntil(lambda: threads() == [])
@@ -141,6 +139,7 @@ def test_another_image_is_shown_while_the_disk_of_the_last_does_not_answer(
         workbench.show_sample(other)
         assert time.monotonic() - began < AT_ONCE * slowness()
         show(workbench, other, qtbot)
+        qtbot.waitUntil(lambda: "segdesk-levels" not in threads())  # its levels are made
         assert "segdesk-leaving" in threads()
         workbench.show_sample(stuck)  # and again, while the last reads still hang
         show(workbench, other, qtbot)
