@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -112,6 +114,25 @@ def test_leaving_an_image_in_a_slow_store_does_not_wait_for_it(
     asked, told = len(server.chunks), len(said)
     qtbot.wait(300)
     assert (len(server.chunks), len(said)) == (asked, told)
+
+
+def test_an_image_that_was_left_is_not_kept_in_memory(
+    far: Callable[[str], tuple[LargeImage, list[str]]], qtbot: QtBot
+) -> None:
+    large, _ = far("a.zarr")
+    qtbot.waitUntil(lambda: threads() == [])
+    left, kept = large.close(), weakref.ref(large)
+    del large
+    other, _ = far("plain.zarr")
+    qtbot.waitUntil(lambda: not left.is_alive and threads() == [])
+
+    def is_free() -> bool:
+        gc.collect()
+        return kept() is None
+
+    qtbot.waitUntil(is_free)
+    assert not left.is_alive  # it itself is kept
+    other.close().join()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="named pipes in a folder are not for Windows")
