@@ -661,8 +661,10 @@ def _read_sample(
     reference = None
     if sample.reference is not None and sample.reference.is_file():
         reference = read_mask(sample.reference, store.classes, sample.shape).labels
+    levels = levels_of(sample)
+    # Last: what it opens is closed by whoever gets it.
     image = open_large(sample, store.folder) if is_large(sample) else read_image(sample.path)
-    return _Read(image, began, unsure, reference, levels_of(sample))
+    return _Read(image, began, unsure, reference, levels)
 
 
 def _read_maps(prediction: Prediction, sample: Sample) -> Maps:
