@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -227,6 +229,40 @@ def test_an_order_that_is_refused_leaves_the_prediction_under_way_in_place(
     assert any(unpack(part)[0].any() for part in parts[known : known + 10])
     qtbot.waitUntil(lambda: all(map(is_in_place, parts[known : known + 10])), timeout=5000)
     assert not ends, "the prediction ended before its parts were looked at"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="named pipes in a folder are not for Windows")
+def test_choosing_a_level_does_not_wait_for_images_that_are_slow_to_open(
+    workbench: Workbench, opened: Callable[..., list[str]], tmp_path: Path, qtbot: QtBot
+) -> None:
+    images = [noise(64, 64 + n) for n in range(3)]
+    paths = [write_levels(tmp_path / f"{n}.ome.zarr", i, (1, 2)) for n, i in enumerate(images)]
+    opened(*paths)
+    panel = panel_of(workbench)
+    press(workbench, "one", qtbot)
+    qtbot.waitUntil(lambda: "3 images" in panel.cost.text())
+    slow, copy, is_due = paths[1] / "zarr.json", tmp_path / "copy", threading.Event()
+    copy.write_bytes(slow.read_bytes())
+    slow.unlink()
+    os.mkfifo(slow)
+    (paths[2] / "zarr.json").write_text("damaged")
+
+    def answer() -> None:
+        is_due.wait(10)
+        with slow.open("wb") as pipe:  # waits for who reads it
+            pipe.write(copy.read_bytes())
+            copy.replace(slow)
+
+    threading.Thread(target=answer, daemon=True).start()
+    choose(panel, 1)
+    assert slow.is_fifo(), "the window waited for it"
+    assert panel.one.isEnabled()
+    assert not panel.all.isEnabled()
+    assert "this image" in panel.cost.text()
+    assert "3 images" not in panel.cost.text()
+    is_due.set()
+    qtbot.waitUntil(panel.all.isEnabled)  # that one image is damaged is said when it is predicted
+    assert "3 images" in panel.cost.text()
 
 
 def test_parts_come_piece_by_piece_however_large_the_image_is() -> None:
