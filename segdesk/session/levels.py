@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
+from typing import Final
 
 from segdesk.core.errors import InputError
 from segdesk.core.sample import Sample
 from segdesk.io.sources import level_shapes
+from segdesk.jobs.cancel import CancelToken
 
 Shape = tuple[int, ...]
+#: Path, hash and shape: the hash changes with the image.
+_Key = tuple[Path, str, Shape]
+#: What was found out; no levels of an image that could not be read: that is tried again
+#: where it is shown or predicted, but not at each look at what a prediction costs.
+_known: Final[dict[_Key, tuple[Shape, ...]]] = {}
 
 
 def levels_of(sample: Sample) -> tuple[Shape, ...]:
@@ -24,7 +32,36 @@ def levels_of(sample: Sample) -> tuple[Shape, ...]:
     InputError
         The image cannot be read.
     """
-    return _levels(sample.path, sample.sha256, sample.shape)
+    key = _key(sample)
+    found = _known.get(key)
+    if not found:
+        try:
+            shapes = level_shapes(sample.path)
+        except InputError:
+            _known[key] = ()
+            raise
+        alike = takewhile(lambda level: level[:-2] == sample.shape[:-2], shapes)
+        found = _known[key] = tuple(alike) or (sample.shape,)
+    return found
+
+
+def learn_levels(samples: Sequence[Sample], token: CancelToken) -> None:
+    """Find out the levels of images, until called off; any thread may.
+
+    :func:`known_shape_at` tells them afterwards.
+    """
+    for sample in samples:
+        token.check()
+        with suppress(InputError):
+            levels_of(sample)
+
+
+def known_shape_at(sample: Sample, level: int) -> Shape | None:
+    """Return :func:`shape_at` without opening the image; None while that is not known."""
+    levels = _known.get(_key(sample)) if level else (sample.shape,)
+    if levels is None:
+        return None
+    return levels[min(level, len(levels) - 1)] if levels else sample.shape
 
 
 def shape_at(sample: Sample, level: int) -> Shape:
@@ -51,9 +88,5 @@ def _at(sample: Sample, level: int) -> tuple[int, Shape]:
     return found, levels[found]
 
 
-# The hash changes with the image. Asked again at each look at what a prediction costs.
-@lru_cache(maxsize=4096)
-def _levels(path: Path, sha256: str, shape: Shape) -> tuple[Shape, ...]:
-    del sha256
-    found = level_shapes(path)
-    return tuple(takewhile(lambda level: level[:-2] == shape[:-2], found)) or (shape,)
+def _key(sample: Sample) -> _Key:
+    return sample.path, sample.sha256, sample.shape

@@ -24,7 +24,7 @@ from segdesk.io.maps import PredictedMap
 from segdesk.io.packages import hash_weights
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.messages import PredictOrder, View
-from segdesk.session.levels import level_at, shape_at
+from segdesk.session.levels import known_shape_at, level_at
 from segdesk.session.models import ModelEntry, current_model, find_model, rounds_of
 from segdesk.session.session import Session
 
@@ -213,7 +213,7 @@ class Cost:
     """What predicting some images takes.
 
     ``passes`` of the model for each image, and ``seconds`` for all of them: None until
-    this model has predicted an image here.
+    this model has predicted an image here, and the images' levels are known.
     """
 
     images: int
@@ -241,6 +241,9 @@ def cost(
 ) -> Cost:
     """Return what predicting takes, from how long the model took before in this project.
 
+    Opens no image: at a coarser level the seconds are None until the images' levels are
+    known (:func:`~segdesk.session.levels.levels_of`).
+
     Predictions with as many passes count alone where there are some: reading and writing
     an image takes its time however many passes there are.
 
@@ -258,9 +261,10 @@ def cost(
     told = list(islice(_earlier(session, entry, config), REMEMBERED))
     alike = [speed for count, speed in told if count == passes]
     speeds = alike or [speed for _, speed in told]
-    if not speeds:
+    shapes = [shape for s in samples if (shape := known_shape_at(s, level)) is not None]
+    if not speeds or len(shapes) < len(samples):
         return Cost(len(samples), passes, None)
-    pixels = sum(math.prod(shape_at(sample, level)) for sample in samples)
+    pixels = sum(math.prod(shape) for shape in shapes)
     return Cost(len(samples), passes, statistics.median(speeds) * pixels * passes)
 
 

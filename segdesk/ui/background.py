@@ -103,6 +103,8 @@ class LoneThread:
         except BaseException as error:  # noqa: BLE001  it is handed on
             done.set_exception(error)
         self._then(done)
+        # Who keeps this thread must not keep what it worked on: images of gigabytes.
+        del self._work, self._then
 
 
 def wait_painting(work: Callable[[], None]) -> None:

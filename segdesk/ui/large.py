@@ -104,8 +104,8 @@ class LargeImage(QObject):
         Parameters
         ----------
         earlier
-            What :meth:`close` returned of others: one of them may still write the very
-            levels that are to be made.
+            What :meth:`close` returned when this very sample was left: one of them may
+            still write the levels that are to be made.
         """
 
         def tell(done: Future[None]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -52,6 +54,8 @@ class LivePrediction(QObject):
         #: Shapes of what is predicted and of the image; not the same at a coarser level.
         self._level: tuple[int, ...] = ()
         self._whole: tuple[int, ...] = ()
+        #: The same of what was looked at last; it may never be ordered.
+        self._asked: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
         self._may_draw_at = 0.0
         self._still = QTimer(self)
         self._still.setSingleShot(True)
@@ -98,7 +102,7 @@ class LivePrediction(QObject):
         level, whole
             Shapes of what it predicts and of the image.
         """
-        self._level, self._whole = level, whole
+        self._asked = level, whole
         view = self.view()
         if view is None or level[-2:] == whole[-2:]:
             return view
@@ -107,9 +111,13 @@ class LivePrediction(QObject):
         return View(z=view.z, top=top, left=left, bottom=bottom, right=right)
 
     def follow(self, job: str, view: View) -> None:
-        """Show the parts of this job, ordered with this view, as they come."""
+        """Show the parts of this job, ordered with this view, as they come.
+
+        The view is what :meth:`look` returned last.
+        """
         self._job = job
         self._told = view
+        self._level, self._whole = self._asked
         self._may_draw_at = 0.0
 
     def leave(self) -> None:
@@ -150,7 +158,7 @@ class LivePrediction(QObject):
         if event.state is not RunState.COMPLETED:
             self._workbench.show_current_prediction()  # what was there before
 
-    def _take(self, job: str, z: int, parts: list[Found]) -> None:
+    def _take(self, job: str, z: int, parts: Iterator[Found]) -> None:
         """Show parts; of many pixels some now and the rest later, so that nothing waits."""
         workbench = self._workbench
         correction, layers = workbench.current_correction, workbench.layers
@@ -158,18 +166,18 @@ class LivePrediction(QObject):
             return
         is_stack = correction.annotation.labels.ndim == 3
         shown = 0
-        while parts and shown < BAND_PIXELS:
-            place, labels, unsure = parts.pop(0)
+        for place, labels, unsure in parts:
             shown += labels.size
             start = (z, *place) if is_stack else place
             shape = (1, *labels.shape) if is_stack else labels.shape
             before, after = correction.take_part(start, labels.reshape(shape))
             layers.put_part(start, before, after, unsure.reshape(shape))
+            if shown >= BAND_PIXELS:
+                QTimer.singleShot(0, partial(self._take, job, z, parts))
+                break
         wait = max(0.0, self._may_draw_at - time.monotonic())
         if not self._draw_timer.isActive():
             self._draw_timer.start(round(wait * 1000))
-        if parts:
-            QTimer.singleShot(0, partial(self._take, job, z, parts))
 
     # Drawing --------------------------------------------------------------------
 
@@ -189,23 +197,30 @@ class LivePrediction(QObject):
 
 def unpack_parts(
     parts: tuple[Part, ...], level: tuple[int, ...], whole: tuple[int, ...]
-) -> list[Found]:
-    """Return where parts lie in the image, their labels and their uncertainty (0 to 255).
+) -> Iterator[Found]:
+    """Yield where parts lie in the image, their labels and their uncertainty (0 to 255).
 
     What is predicted at a coarser level is brought to the image's pixels (nearest
-    neighbour), in pieces of :data:`BAND_PIXELS` at most, or of one row.
+    neighbour) one piece after the other, of :data:`BAND_PIXELS` at most, or of one row:
+    all of them may be as large as the image.
 
     Parameters
     ----------
     level, whole
         (Y, X) of what is predicted and of the image.
     """
-    found: list[Found] = []
-    for part in parts:
-        maps = unpack(part)
-        if level == whole:
-            found.append(((part.top, part.left), *maps))
-            continue
+    maps = [unpack(part) for part in parts]
+    return chain.from_iterable(
+        _enlarge(part, both, level, whole) for part, both in zip(parts, maps, strict=True)
+    )
+
+
+def _enlarge(
+    part: Part, maps: tuple[Bytes, Bytes], level: tuple[int, ...], whole: tuple[int, ...]
+) -> Iterator[Found]:
+    if level == whole:
+        yield (part.top, part.left), *maps
+    else:
         top, bottom = span(part.top, part.top + part.height, level[0], whole[0])
         left, right = span(part.left, part.left + part.width, level[1], whole[1])
         columns = np.arange(left, right) * level[1] // whole[1] - part.left
@@ -213,5 +228,4 @@ def unpack_parts(
         for row in range(top, bottom, step):
             rows = np.arange(row, min(row + step, bottom)) * level[0] // whole[0] - part.top
             labels, unsure = (values[rows][:, columns] for values in maps)
-            found.append(((row, left), labels, unsure))
-    return found
+            yield (row, left), labels, unsure

@@ -29,6 +29,9 @@ UNDO, REDO = "Control-Z", "Control-Shift-Z"
 
 #: So long after a stroke, in seconds, the next one may follow.
 REST: Final = 0.15
+#: A button that is down without a move for so long, in seconds, counts as released: a dialog
+#: that opens over a stroke takes the release, and results must not wait for it.
+STUCK: Final = 3.0
 
 
 @dataclass
@@ -47,6 +50,8 @@ class Drag:
         Where the mouse was, in pixels, one entry per axis of the labels.
     is_kept
         Whether it went into the journal, or was refused.
+    moved
+        When the mouse moved last, on the monotonic clock.
     """
 
     correction: Correction
@@ -55,6 +60,12 @@ class Drag:
     axes: tuple[int, ...]
     path: list[tuple[float, ...]] = field(default_factory=list)
     is_kept: bool = False
+    moved: float = field(default_factory=time.monotonic)
+
+    def go_to(self, place: tuple[float, ...]) -> None:
+        """Note where the mouse is now, in pixels."""
+        self.path.append(place)
+        self.moved = time.monotonic()
 
 
 class StrokeKeeper:
@@ -95,7 +106,9 @@ class StrokeKeeper:
     @property
     def is_under_way(self) -> bool:
         """Whether the user draws with the mouse, or did so a moment ago."""
-        return self._drag is not None or time.monotonic() - self._ended < REST
+        now = time.monotonic()
+        is_drawn = self._drag is not None and now - self._drag.moved < STUCK
+        return is_drawn or now - self._ended < REST
 
     def close(self) -> None:
         """Listen no more."""
@@ -129,10 +142,10 @@ class StrokeKeeper:
         extra = len(event.position) - layer.ndim
         axes = tuple(axis - extra for axis in event.dims_displayed)
         drag = self._drag = Drag(correction, label, float(layer.brush_size), axes)
-        drag.path.append(tuple(layer.world_to_data(event.position)))
+        drag.go_to(tuple(layer.world_to_data(event.position)))
         yield
         while event.type == "mouse_move":
-            drag.path.append(tuple(layer.world_to_data(event.position)))
+            drag.go_to(tuple(layer.world_to_data(event.position)))
             yield
         # napari tells of the stroke on release too, maybe later than this.
         QTimer.singleShot(0, partial(self._end_drag, drag))

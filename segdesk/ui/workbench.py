@@ -114,8 +114,8 @@ class Workbench:
         self._sample_id: str | None = None
         self._correction: Correction | None = None
         self._large: LargeImage | None = None
-        #: Images that were left, and whose last reads have not ended yet.
-        self._leaving: list[LoneThread] = []
+        #: Samples that were left, and whose last reads have not ended yet.
+        self._leaving: list[tuple[str, LoneThread]] = []
         self._accepting: Future[Callable[[], bool]] | None = None
         self._accepting_id = ""
         self._opening = 0
@@ -259,7 +259,7 @@ class Workbench:
                 pool.shutdown(wait=True, cancel_futures=True)
             session.end_work()
             until = time.monotonic() + LEAVE_SECONDS
-            for left in leaving:
+            for _, left in leaving:
                 left.join(max(0.0, until - time.monotonic()))
 
         if is_window_gone:
@@ -441,11 +441,11 @@ class Workbench:
             self.strokes.close()
             self.strokes = None
         self._correction = None
-        self._sample_id = None
+        sample_id, self._sample_id = str(self._sample_id), None
         large, self._large = self._large, None
         if large is not None:
-            self._leaving = [left for left in self._leaving if left.is_alive]
-            self._leaving.append(large.close())
+            self._leaving = [(of, left) for of, left in self._leaving if left.is_alive]
+            self._leaving.append((sample_id, large.close()))
             self.levels_progressed.emit("")
 
     def _show(self, number: int, read: _Read) -> None:
@@ -514,7 +514,8 @@ class Workbench:
             None if large.is_colored else limits,
             correction.annotation.labels,
         )
-        large.start(self._leaving)
+        # Only the same sample's levels are written where these are.
+        large.start([left for of, left in self._leaving if of == sample.id])
         self._prepare(correction)
 
     def _show_unsure(self, unsure: Unsure | None) -> None:
@@ -665,8 +666,10 @@ def _read_sample(
     reference = None
     if sample.reference is not None and sample.reference.is_file():
         reference = read_mask(sample.reference, store.classes, sample.shape).labels
+    levels = levels_of(sample)
+    # Last: what it opens is closed by whoever gets it.
     image = open_large(sample, store.folder) if is_large(sample) else read_image(sample.path)
-    return _Read(image, began, unsure, reference, levels_of(sample))
+    return _Read(image, began, unsure, reference, levels)
 
 
 def _read_maps(prediction: Prediction, sample: Sample) -> Maps:

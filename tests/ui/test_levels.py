@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,14 +13,16 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from napari.utils.notifications import notification_manager
 from PIL import Image
 from pytestqt.qtbot import QtBot
 from qtpy.QtCore import Qt
 
 from segdesk.config.inference import InferenceConfig
-from segdesk.core.annotation import Supervision
+from segdesk.core.annotation import BAND_PIXELS, Supervision
 from segdesk.core.classes import ClassMap
-from segdesk.inference.live import pack
+from segdesk.core.prediction import UncertaintyKind
+from segdesk.inference.live import pack, unpack
 from segdesk.jobs.messages import Part
 from segdesk.session.models import use_model
 from segdesk.session.projects import NewImage, add_images
@@ -189,6 +194,87 @@ def test_a_large_image_fills_in_place_at_a_coarser_level_while_it_is_predicted(
     layer = workbench.layers.labels
     assert layer is not None
     qtbot.waitUntil(lambda: bool((layer.data == expected[window.box]).all()))
+
+
+def test_an_order_that_is_refused_leaves_the_prediction_under_way_in_place(
+    workbench: Workbench, opened: Callable[..., list[str]], tmp_path: Path, qtbot: QtBot
+) -> None:
+    image = np.kron(noise(300, 300), np.ones((4, 4), np.uint8))
+    opened(write_levels(tmp_path / "levels.ome.zarr", image, (1, 2, 4)))
+    gentle = InferenceConfig(tile_size=96, overlap=16, device="cpu")
+    workbench.inference = gentle
+    session, correction = workbench.session, workbench.current_correction
+    assert session is not None
+    assert correction is not None
+    parts: list[Part] = []
+    ends: list[object] = []
+    session.events.parts_predicted.connect(lambda event: parts.extend(event.parts))
+    session.events.job_finished.connect(ends.append)
+    panel = panel_of(workbench)
+    qtbot.mouseClick(panel.one, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: bool(parts))
+    choose(panel, 2)
+    workbench.inference = gentle.model_copy(update={"uncertainty": UncertaintyKind.ENSEMBLE})
+    with notification_manager:  # the model has no other round
+        qtbot.mouseClick(panel.one, Qt.MouseButton.LeftButton)
+        assert "further models" in str(notification_manager.records[-1].message)
+    known = len(parts)
+    qtbot.waitUntil(lambda: len(parts) > known + 20)
+    assert not ends, "the prediction ended before the refused order"
+    labels = correction.annotation.labels
+
+    def is_in_place(part: Part) -> bool:
+        box = np.s_[part.top : part.top + part.height, part.left : part.left + part.width]
+        return bool((labels[box] == unpack(part)[0]).all())
+
+    assert any(unpack(part)[0].any() for part in parts[known : known + 10])
+    qtbot.waitUntil(lambda: all(map(is_in_place, parts[known : known + 10])), timeout=5000)
+    assert not ends, "the prediction ended before its parts were looked at"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="named pipes in a folder are not for Windows")
+def test_choosing_a_level_does_not_wait_for_images_that_are_slow_to_open(
+    workbench: Workbench, opened: Callable[..., list[str]], tmp_path: Path, qtbot: QtBot
+) -> None:
+    images = [noise(64, 64 + n) for n in range(3)]
+    paths = [write_levels(tmp_path / f"{n}.ome.zarr", i, (1, 2)) for n, i in enumerate(images)]
+    opened(*paths)
+    panel = panel_of(workbench)
+    press(workbench, "one", qtbot)
+    qtbot.waitUntil(lambda: "3 images" in panel.cost.text())
+    slow, copy, is_due = paths[1] / "zarr.json", tmp_path / "copy", threading.Event()
+    copy.write_bytes(slow.read_bytes())
+    slow.unlink()
+    os.mkfifo(slow)
+    (paths[2] / "zarr.json").write_text("damaged")
+
+    def answer() -> None:
+        is_due.wait(10)
+        with slow.open("wb") as pipe:  # waits for who reads it
+            pipe.write(copy.read_bytes())
+            copy.replace(slow)
+
+    threading.Thread(target=answer, daemon=True).start()
+    choose(panel, 1)
+    assert slow.is_fifo(), "the window waited for it"
+    assert panel.one.isEnabled()
+    assert not panel.all.isEnabled()
+    assert "this image" in panel.cost.text()
+    assert "3 images" not in panel.cost.text()
+    is_due.set()
+    qtbot.waitUntil(panel.all.isEnabled)  # that one image is damaged is said when it is predicted
+    assert "3 images" in panel.cost.text()
+
+
+def test_parts_come_piece_by_piece_however_large_the_image_is() -> None:
+    part = pack(noise(256, 256))
+    whole = Part(top=0, left=0, height=256, width=256, labels=part, uncertainty=part)
+    tracemalloc.start()
+    count = sum(maps[0].size for _, *maps in unpack_parts((whole,), (256, 256), (16384, 16384)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 16384**2
+    assert peak < 8 * BAND_PIXELS  # bytes; of all labels and uncertainties 128 times those pixels
 
 
 def test_parts_of_a_level_cover_the_image_once() -> None:

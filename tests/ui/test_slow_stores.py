@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +16,6 @@ import numpy as np
 import pytest
 import zarr
 from napari.utils.notifications import notification_manager
-from PIL import Image
 from pytestqt.qtbot import QtBot
 
 from segdesk.core.classes import ClassMap
@@ -115,6 +116,25 @@ def test_leaving_an_image_in_a_slow_store_does_not_wait_for_it(
     assert (len(server.chunks), len(said)) == (asked, told)
 
 
+def test_an_image_that_was_left_is_not_kept_in_memory(
+    far: Callable[[str], tuple[LargeImage, list[str]]], qtbot: QtBot
+) -> None:
+    large, _ = far("a.zarr")
+    qtbot.waitUntil(lambda: threads() == [])
+    left, kept = large.close(), weakref.ref(large)
+    del large
+    other, _ = far("plain.zarr")
+    qtbot.waitUntil(lambda: not left.is_alive and threads() == [])
+
+    def is_free() -> bool:
+        gc.collect()
+        return kept() is None
+
+    qtbot.waitUntil(is_free)
+    assert not left.is_alive  # it itself is kept
+    other.close().join()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="named pipes in a folder are not for Windows")
 def test_another_image_is_shown_while_the_disk_of_the_last_does_not_answer(
     workbench: Workbench,
@@ -125,11 +145,10 @@ def test_another_image_is_shown_while_the_disk_of_the_last_does_not_answer(
 ) -> None:
     copy = tmp_path / "stuck.zarr"
     shutil.copytree(images / "a.zarr", copy)
-    Image.fromarray(np.full((64, 64), 90, np.uint8)).save(tmp_path / "other.png")
     session = workbench.new_project(
         tmp_path / "p.segdesk", ClassMap.from_names(("background", "nucleus"))
     )
-    new = [NewImage(copy), NewImage(tmp_path / "other.png")]
+    new = [NewImage(copy), NewImage(images / "plain.zarr")]
     stuck, other = (sample.id for sample in add_images(session, new).samples)
     show(workbench, stuck, qtbot)
     qtbot.waitUntil(lambda: threads() == [])
@@ -141,6 +160,7 @@ def test_another_image_is_shown_while_the_disk_of_the_last_does_not_answer(
         workbench.show_sample(other)
         assert time.monotonic() - began < AT_ONCE * slowness()
         show(workbench, other, qtbot)
+        qtbot.waitUntil(lambda: "segdesk-levels" not in threads())  # its levels are made
         assert "segdesk-leaving" in threads()
         workbench.show_sample(stuck)  # and again, while the last reads still hang
         show(workbench, other, qtbot)

@@ -124,6 +124,27 @@ def test_a_stroke_that_changes_some_pixels_confirms_the_rest_in_one_step(
     np.testing.assert_array_equal(annotation.labels, layer.data)
 
 
+def test_a_stroke_whose_end_was_lost_holds_nothing_back_for_long(
+    workbench: Workbench, shown: str, qtbot: QtBot
+) -> None:
+    correct = workbench.panels["Correct"]
+    qtbot.mouseClick(correct.tools.button(0), Qt.MouseButton.LeftButton)
+    canvas = canvas_of(workbench.viewer)
+    middle = canvas.rect().center()
+    QTest.mouseMove(canvas, middle)
+    QTest.mousePress(canvas, Qt.MouseButton.LeftButton, pos=middle)
+    assert workbench.is_painting
+    qtbot.wait(500)
+    assert workbench.is_painting  # the user may rest a moment
+    qtbot.waitUntil(lambda: not workbench.is_painting)  # a dialog took the release
+    QTest.mouseMove(canvas, middle + QPoint(20, 10))
+    assert workbench.is_painting  # it was not lost after all
+    QTest.mouseRelease(canvas, Qt.MouseButton.LeftButton, pos=middle)
+    store = store_of(workbench)
+    qtbot.waitUntil(lambda: store.edit_counts(shown) == (1, 0))
+    qtbot.waitUntil(lambda: not workbench.is_painting)
+
+
 def test_the_footprint_is_what_napari_paints(workbench: Workbench, shown: str) -> None:
     layer = labels_of(workbench)
     for size, spot in ((1, (20.4, 30.2)), (8, (33.0, 2.0)), (9, (61.0, 40.0))):

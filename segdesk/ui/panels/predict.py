@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
@@ -10,8 +12,11 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QWidget
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.errors import InputError
 from segdesk.core.run import RunState
+from segdesk.core.sample import Sample
+from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.messages import Finished, Progressed, Ready
 from segdesk.session import models
+from segdesk.session.levels import known_shape_at, learn_levels
 from segdesk.session.predicting import cost
 from segdesk.session.session import Session
 from segdesk.ui.bridge import reporting
@@ -41,6 +46,7 @@ LEVEL_TIP = (
     "This image comes in several sizes. A coarser one is predicted faster, and objects look as "
     "small to the model as in images taken at that resolution."
 )
+LEARNING = "The levels of the images are being looked up."
 NO_SAMPLE = "Click an image in the Project panel first, or predict all."
 
 
@@ -71,6 +77,10 @@ class PredictPanel(Panel):
         #: What was chosen last, for the next image with levels.
         self._wanted_level = 0
         self._levels: tuple[tuple[int, ...], ...] | None = None
+        #: Why nothing can be predicted; else empty.
+        self._nothing = ""
+        #: Calls off the search for the levels of images that are not on screen.
+        self._learning: CancelToken | None = None
         self.one = ActionButton(
             "Predict this image", self._predict_one, "Ask the model about the image on screen."
         )
@@ -143,6 +153,7 @@ class PredictPanel(Panel):
         self._jobs.clear()
         self._total = 0
         self._wanted_level = 0
+        self._learning = None
         self._fill_levels()
         self.bar.hide()
         self.cancel.hide()
@@ -287,8 +298,8 @@ class PredictPanel(Panel):
         elif session is not None and self._foreign:
             nothing = FOREIGN.format(", ".join(self._foreign))
         one = nothing or ("" if self._workbench.current_sample_id else NO_SAMPLE)
+        self._nothing = nothing
         self.one.set_reason(one)
-        self.all.set_reason(nothing)
         self.model.setEnabled(session is not None)
         self.form.setEnabled(session is not None)
         self.reason.say(one)
@@ -297,10 +308,12 @@ class PredictPanel(Panel):
     def _update_cost(self) -> None:
         """Say what predicting takes, or why it cannot be done with these settings."""
         session, shown = self._workbench.session, self._workbench.current_sample_id
-        if session is None or not self.all.isEnabled():
+        samples = session.store.samples() if session is not None else []
+        is_learning = not self._nothing and self._learn_levels(samples)
+        self.all.set_reason(self._nothing or (LEARNING if is_learning else ""))
+        if session is None or self._nothing:
             self.cost.say("")
             return
-        samples = session.store.samples()
         asked = [[sample for sample in samples if sample.id == shown], samples]
         asked = [some for some in asked if some][-1 if len(samples) == 1 else 0 :]
         try:
@@ -311,6 +324,22 @@ class PredictPanel(Panel):
             return
         known = [each.words for each in costs if each.seconds is not None]
         self.cost.say("<br>".join(known or [costs[0].words]))
+
+    def _learn_levels(self, samples: list[Sample]) -> bool:
+        """Have the levels of all images looked up; tell whether that is under way.
+
+        Where a coarser level is chosen, what it costs depends on them, and so does an order.
+        """
+        level, slow = self._workbench.level, self._workbench.slow
+        unknown = [sample for sample in samples if known_shape_at(sample, level) is None]
+        if unknown and self._learning is None and slow is not None:
+            self._learning = slow.start(partial(learn_levels, unknown), self._on_learned)
+        return bool(unknown)
+
+    def _on_learned(self, done: Future[None]) -> None:
+        self._learning = None
+        done.result()
+        self._update_cost()
 
     def _say_progress(self, tile: str) -> None:
         number = self._total - len(self._jobs) + 1

@@ -13,6 +13,7 @@ from superqt import QCollapsible
 from segdesk.config.refinement import CrfConfig
 from segdesk.core.prediction import Prediction
 from segdesk.core.run import RunState
+from segdesk.io.maps import PredictedMap
 from segdesk.jobs.messages import Finished, Progressed, RefinementReady
 from segdesk.session import predicting, refining
 from segdesk.session.session import Session
@@ -109,17 +110,13 @@ class RefineBox(QWidget):
         if session is not None:
             shape = session.store.sample(event.sample).shape
             self._workbench.in_background(
-                partial(predicting.read_prediction, prediction, shape), partial(self._show, event)
+                lambda: PredictedMap(prediction, "labels", shape)[:], partial(self._show, event)
             )
 
-    def _show(
-        self,
-        event: RefinementReady,
-        maps: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]],
-    ) -> None:
+    def _show(self, event: RefinementReady, labels: npt.NDArray[np.uint8]) -> None:
         if event is not self._proposal or self._workbench.layers is None:
             return
-        self._workbench.layers.set_refined(maps[0])
+        self._workbench.layers.set_refined(labels)
         self.state.say(
             f"{event.changed:.2%} of the pixels would change. The outlines are the layer "
             "Refined (preview)."
