@@ -150,5 +150,7 @@ SPEC = ModelSpec(
         "in the middle first, and joins the masks of all of them).",
         "The mask is this network's alone: the paper's best results average it with that of an "
         "FCN-8s and refine it with a fully connected CRF, which is a step of its own here.",
+        "Where batch norm would see one value per channel only (one image in the batch, one pixel "
+        "in the middle), it uses its running statistics (the paper trains on 64 images at once).",
     ),
 )

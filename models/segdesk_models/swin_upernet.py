@@ -334,5 +334,8 @@ SPEC = ModelSpec(
     has_dropout=True,
     # The classifier's last norm, kept so that its weights load whole.
     idle=("encoder.body.norm.*",),
-    deviations=(),
+    deviations=(
+        "Where batch norm would see one value per channel only (one image in the batch, averaged "
+        "to one pixel), it uses its running statistics (the paper trains on 16 images at once).",
+    ),
 )

@@ -22,6 +22,9 @@ from segdesk.nn.spec import ModelSpec
 #: Up to so many classes are tried to say what weights are for.
 MOST_CLASSES = 32
 
+#: Share of tensor names in common from which weights are taken for an architecture's.
+LIKE = 0.8
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -120,7 +123,29 @@ def _what_fits(tensors: dict[str, Tensor], card: ModelCard) -> str:
                         f" They are those of {name} ({variant}, head {head}): correct the "
                         "card, or choose the model they belong to."
                     )
-    return ""
+    return _most_like(tensors, card)
+
+
+def _most_like(tensors: dict[str, Tensor], card: ModelCard) -> str:
+    """Say which installed architecture names most of its tensors so, whatever their sizes."""
+
+    def likeness(name: str, variant: str) -> float:
+        outlined = outline(name, variant, HeadKind.A, card.channels, len(card.classes))
+        body = without_head(outlined).keys()
+        found = without_head(shapes_of(tensors)).keys()
+        return len(body & found) / max(1, len(body | found))
+
+    names = [(name, variant) for name in architectures() for variant in ("paper", "small")]
+    # Of equals the card's own.
+    best = max(names, key=lambda one: (likeness(*one), one[0] == card.architecture))
+    if likeness(*best) < LIKE:
+        return " They fit no architecture that is installed here; choose another model."
+    if best[0] == card.architecture:
+        return " The file is incomplete, or of another variant; copy the model again."
+    return (
+        f" By their names they are those of {best[0]}, of another size, or not all of them: "
+        "choose the model they belong to."
+    )
 
 
 def save_model(folder: Path, network: nn.Module, card: ModelCard) -> ModelCard:

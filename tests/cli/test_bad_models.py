@@ -83,7 +83,22 @@ def test_missing_tensors_are_counted(
     tensors = load_file(model / "weights.safetensors")
     del tensors["encoder.blocks.0.0.weight"]
     save_file(tensors, model / "weights.safetensors")
-    refused(judge(segdesk, tmp_path, model), "1 missing (first: encoder.blocks.0.0.weight)")
+    refused(judge(segdesk, tmp_path, model), "1 missing (first: encoder.blocks.0.0.weight)",
+            "The file is incomplete, or of another variant; copy the model again.")  # fmt: skip
+
+
+def test_weights_of_another_architecture_are_named_though_some_lack(
+    tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
+) -> None:
+    disc_files(1)
+    model = package(tmp_path / "mine", "segnet")
+    tensors = load_file(package(tmp_path / "other", "unet") / "weights.safetensors")
+    tensors.popitem()
+    tensors["encoder.blocks.0.0.weight"] = torch.zeros(24, 3, 3, 3)
+    save_file(tensors, model / "weights.safetensors")
+    refused(judge(segdesk, tmp_path, model), "By their names they are those of unet")
+    save_file({"conv.weight": torch.zeros(3)}, model / "weights.safetensors")
+    refused(judge(segdesk, tmp_path, model), "They fit no architecture that is installed here")
 
 
 def test_a_truncated_file_is_damaged(
