@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import Segmenter, init_he, resize
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import ModelSpec, deviations_of
 
 LEVELS = 4
 
@@ -250,6 +250,20 @@ class AttentionUNet(Segmenter):
         ``grid`` or ``same_resolution``: see the module.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - It sees planes, with 2D kernels and the channels of the 2D U-Net (the paper: volumes,
+      with 3D kernels and a quarter of the channels).
+    - Each skip connection has one gate, as the paper draws it (the authors' code has variants
+      with two, whose results are merged).
+    - The class maps of the four scales are summed; the authors' code combines them with one
+      more 1x1 convolution, which can do no more than the 1x1 convolutions in front of the
+      sum.
+    - The option gates=same_resolution is not the paper's network but that of widely used 2D
+      ports: it gates all four skip connections, each with features enlarged to its own
+      resolution, has batch norm in the gates, and takes the class maps from the finest scale
+      alone.
     """
 
     def __init__(
@@ -281,16 +295,5 @@ SPEC = ModelSpec(
     stride=16,
     options={"width": 64, "gates": "grid", "head": "A", "activation": "none"},
     small={"width": 16},
-    deviations=(
-        "It sees planes, with 2D kernels and the channels of the 2D U-Net (the paper: volumes, "
-        "with 3D kernels and a quarter of the channels).",
-        "Each skip connection has one gate, as the paper draws it (the authors' code has variants "
-        "with two, whose results are merged).",
-        "The class maps of the four scales are summed; the authors' code combines them with one "
-        "more 1x1 convolution, which can do no more than the 1x1 convolutions in front of the sum.",
-        "The option gates=same_resolution is not the paper's network but that of widely used 2D "
-        "ports: it gates all four skip connections, each with features enlarged to its own "
-        "resolution, has batch norm in the gates, and takes the class maps from the finest scale "
-        "alone.",
-    ),
+    deviations=deviations_of(AttentionUNet),
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segdesk.nn.atrous import PooledNorm
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import Segmenter, init_he
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import ModelSpec, deviations_of
 from segdesk.nn.unpooling import SwitchedVgg, UnpoolingDecoder, scaled
 
 #: Channels behind each unpooling, for a first block of 64.
@@ -103,6 +103,16 @@ class DeconvNet(Segmenter):
         Channels of fc6 and fc7, the fully connected layers.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - It sees the whole image, or tiles of it, and learns from crops in one stage (the paper
+      cuts out what may be an object, 224x224 pixels each, learns from crops with one object
+      in the middle first, and joins the masks of all of them).
+    - The mask is this network's alone: the paper's best results average it with that of an
+      FCN-8s and refine it with a fully connected CRF, which is a step of its own here.
+    - Where batch norm would see one value per channel only (one image in the batch, one pixel
+      in the middle), it uses its running statistics (the paper trains on 64 images at once).
     """
 
     def __init__(
@@ -144,13 +154,5 @@ SPEC = ModelSpec(
     min_size=224,
     options={"width": 64, "hidden": 4096, "head": "A", "activation": "none"},
     small={"width": 8, "hidden": 128},
-    deviations=(
-        "It sees the whole image, or tiles of it, and learns from crops in one stage (the paper "
-        "cuts out what may be an object, 224x224 pixels each, learns from crops with one object "
-        "in the middle first, and joins the masks of all of them).",
-        "The mask is this network's alone: the paper's best results average it with that of an "
-        "FCN-8s and refine it with a fully connected CRF, which is a step of its own here.",
-        "Where batch norm would see one value per channel only (one image in the batch, one pixel "
-        "in the middle), it uses its running statistics (the paper trains on 64 images at once).",
-    ),
+    deviations=deviations_of(DeconvNet),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from segdesk.nn.atrous import AlignedSegmenter, DilatedVgg, FullyConnected, init_scores
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import init_he
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import ModelSpec, deviations_of
 
 STRIDE = 8
 #: Of fc6: side of the kernel, dilation, and channels. All three span 25 x 25 values of
@@ -39,6 +39,18 @@ class DeepLabV1(AlignedSegmenter):
         Behind fc6 and fc7.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - The fully connected CRF that refines the mask is a step of its own behind the model.
+    - fc6 and fc7 start from random weights (the paper's, from a sample of the classifier's).
+    - An image whose sides are not a multiple of 8 pixels plus one is extended by up to 7
+      pixels below and on the right, repeating its border, and the mask is cut to the image
+      again (the authors train on crops of 321 pixels, which need none of this).
+    - The loss is taken on maps enlarged to the image (the authors shrink the labels to an
+      eighth instead).
+    - No average is taken over 3x3 values behind the last pooling (the authors' published
+      network has one, which their paper does not mention).
     """
 
     def __init__(
@@ -85,15 +97,5 @@ SPEC = ModelSpec(
     },
     small={"encoder_width": 16, "width": 256, "dropout": 0.1},
     has_dropout=True,
-    deviations=(
-        "The fully connected CRF that refines the mask is a step of its own behind the model.",
-        "fc6 and fc7 start from random weights (the paper's, from a sample of the classifier's).",
-        "An image whose sides are not a multiple of 8 pixels plus one is extended by up to 7 "
-        "pixels below and on the right, repeating its border, and the mask is cut to the image "
-        "again (the authors train on crops of 321 pixels, which need none of this).",
-        "The loss is taken on maps enlarged to the image (the authors shrink the labels to an "
-        "eighth instead).",
-        "No average is taken over 3x3 values behind the last pooling (the authors' published "
-        "network has one, which their paper does not mention).",
-    ),
+    deviations=deviations_of(DeepLabV1),
 )

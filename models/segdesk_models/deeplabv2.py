@@ -22,7 +22,7 @@ from segdesk.nn.atrous import (
 )
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import init_he, resize
-from segdesk.nn.spec import Initialisation, ModelSpec
+from segdesk.nn.spec import Initialisation, ModelSpec, deviations_of
 
 STRIDE = 8
 RATES = (6, 12, 18, 24)
@@ -85,6 +85,18 @@ class DeepLabV2(AlignedSegmenter):
         Behind fc6 and fc7, on VGG-16 only.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - The fully connected CRF that refines the mask is a step of its own behind the model.
+    - An image whose sides are not a multiple of 8 pixels plus one is extended by up to 7
+      pixels below and on the right, repeating its border, and the mask is cut to the image
+      again (the paper trains on crops of 321 pixels, which need none of this).
+    - Smaller copies of the image are rounded to sides of a multiple of 8 pixels plus one.
+    - The loss is taken on maps enlarged to the image (the authors' code shrinks the labels to
+      an eighth instead).
+    - Batch norm learns its statistics (the authors' code keeps those of the classifier it
+      starts from).
     """
 
     head: Head
@@ -192,15 +204,5 @@ SPEC = ModelSpec(
     },
     small={"encoder": "resnet18", "encoder_width": 32, "multi_scale": False},
     initialisation=Initialisation.NORMAL_001,
-    deviations=(
-        "The fully connected CRF that refines the mask is a step of its own behind the model.",
-        "An image whose sides are not a multiple of 8 pixels plus one is extended by up to 7 "
-        "pixels below and on the right, repeating its border, and the mask is cut to the image "
-        "again (the paper trains on crops of 321 pixels, which need none of this).",
-        "Smaller copies of the image are rounded to sides of a multiple of 8 pixels plus one.",
-        "The loss is taken on maps enlarged to the image (the authors' code shrinks the labels "
-        "to an eighth instead).",
-        "Batch norm learns its statistics (the authors' code keeps those of the classifier it "
-        "starts from).",
-    ),
+    deviations=deviations_of(DeepLabV2),
 )

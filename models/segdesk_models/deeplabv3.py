@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segdesk.nn.atrous import ASPP, AlignedSegmenter, AuxiliaryHead, DilatedResNet, conv_norm
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import init_he
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import ModelSpec, deviations_of
 
 #: The stride for which the dilations of the pyramid are given.
 REFERENCE_STRIDE = 16
@@ -90,6 +90,16 @@ class DeepLabV3(AlignedSegmenter):
         See :class:`segdesk.nn.atrous.AlignedSegmenter`.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - An image whose sides are not a multiple of 16 pixels plus one is extended by up to 15
+      pixels below and on the right, repeating its border, and the mask is cut to the image
+      again (the paper trains on crops of 513 pixels, which need none of this).
+    - Where batch norm would see one value per channel only (one image in the batch, averaged
+      to one pixel), it uses its running statistics (the paper trains on 16 images at once).
+    - A tenth of the features behind the pyramid is dropped while learning, as in the authors'
+      code (the paper does not say).
     """
 
     def __init__(
@@ -154,13 +164,5 @@ SPEC = ModelSpec(
     },
     small={"encoder": "resnet18", "encoder_width": 32, "multi_grid": [1, 2], "width": 64},
     has_dropout=True,
-    deviations=(
-        "An image whose sides are not a multiple of 16 pixels plus one is extended by up to 15 "
-        "pixels below and on the right, repeating its border, and the mask is cut to the image "
-        "again (the paper trains on crops of 513 pixels, which need none of this).",
-        "Where batch norm would see one value per channel only (one image in the batch, averaged "
-        "to one pixel), it uses its running statistics (the paper trains on 16 images at once).",
-        "A tenth of the features behind the pyramid is dropped while learning, as in the authors' "
-        "code (the paper does not say).",
-    ),
+    deviations=deviations_of(DeepLabV3),
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segdesk.nn.atrous import ASPP, AlignedSegmenter, DilatedResNet, conv_norm
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import init_he, resize
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import ModelSpec, deviations_of
 
 #: The stride for which the dilations of the pyramid are given.
 REFERENCE_STRIDE = 16
@@ -108,6 +108,18 @@ class DeepLabV3Plus(AlignedSegmenter):
         See :class:`segdesk.nn.atrous.AlignedSegmenter`.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - The encoder is ResNet-101 with whole 3x3 convolutions behind it, one of the paper's
+      variants (its best result has an Xception-65 and separable convolutions).
+    - An image whose sides are not a multiple of 16 pixels plus one is extended by up to 15
+      pixels below and on the right, repeating its border, and the mask is cut to the image
+      again (the paper trains on crops of 513 pixels, which need none of this).
+    - Where batch norm would see one value per channel only (one image in the batch, averaged
+      to one pixel), it uses its running statistics (the paper trains on 16 images at once).
+    - A tenth of the features behind the pyramid is dropped while learning, as in the authors'
+      code (the paper does not say).
     """
 
     def __init__(
@@ -177,15 +189,5 @@ SPEC = ModelSpec(
         "low_width": 24,
     },
     has_dropout=True,
-    deviations=(
-        "The encoder is ResNet-101 with whole 3x3 convolutions behind it, one of the paper's "
-        "variants (its best result has an Xception-65 and separable convolutions).",
-        "An image whose sides are not a multiple of 16 pixels plus one is extended by up to 15 "
-        "pixels below and on the right, repeating its border, and the mask is cut to the image "
-        "again (the paper trains on crops of 513 pixels, which need none of this).",
-        "Where batch norm would see one value per channel only (one image in the batch, averaged "
-        "to one pixel), it uses its running statistics (the paper trains on 16 images at once).",
-        "A tenth of the features behind the pyramid is dropped while learning, as in the authors' "
-        "code (the paper does not say).",
-    ),
+    deviations=deviations_of(DeepLabV3Plus),
 )

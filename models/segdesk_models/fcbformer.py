@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from segdesk.nn.encoders import TimmEncoder
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import Segmenter
-from segdesk.nn.spec import Initialisation, ModelSpec
+from segdesk.nn.spec import Initialisation, ModelSpec, deviations_of
 
 #: Channels of the convolutional branch by level, in multiples of its width.
 MULTIPLES = (1, 1, 2, 2, 4, 4)
@@ -199,6 +199,12 @@ class FCBFormer(Segmenter):
         Of every group norm; must divide ``width`` and ``features``.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - Any image whose sides are multiples of 32 pixels is taken (the paper: 352x352).
+    - Every class has a map of its own, and a softmax over them follows (the paper: one map
+      and a sigmoid).
     """
 
     def __init__(
@@ -240,9 +246,5 @@ SPEC = ModelSpec(
     # Two channels or more to a group, or a group norm would erase 1x1 pixel features.
     small={"encoder": "pvt_v2_b0", "width": 8, "features": 16, "groups": 4},
     initialisation=Initialisation.TORCH,
-    deviations=(
-        "Any image whose sides are multiples of 32 pixels is taken (the paper: 352x352).",
-        "Every class has a map of its own, and a softmax over them follows (the paper: one map "
-        "and a sigmoid).",
-    ),
+    deviations=deviations_of(FCBFormer),
 )

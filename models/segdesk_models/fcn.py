@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from segdesk.nn.encoders import vgg_trunk
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import Segmenter, init_he
-from segdesk.nn.spec import Initialisation, ModelSpec
+from segdesk.nn.spec import Initialisation, ModelSpec, deviations_of
 
 #: Side of fc6's kernel, and how far it reaches from its middle.
 WINDOW = 7
@@ -253,6 +253,12 @@ class FCN(Segmenter):
     ----------
     crop
         Where in the enlarged maps the image begins, in pixels.
+
+    Deviations from the paper
+    -------------------------
+    - Output layers are drawn from a normal distribution of 0.01 (the paper's begin with
+      zeros), so that all layers learn from the first step.
+    - The small variant pads the image by one pixel instead of 100, and fc6 by 3 values.
     """
 
     head: FCNHead
@@ -331,20 +337,34 @@ class FCN32s(FCN):
 
 
 class FCN16s(FCN):
-    """Scores of fc7 and the fourth pooling."""
+    """Scores of fc7 and the fourth pooling.
+
+    Deviations from the paper
+    -------------------------
+    - All enlargements are fixed to bilinear unless learn_upsampling is set, as in the
+      authors' published networks (the paper learns all but the last).
+    - It learns in one go (the paper: from the weights of an FCN-32s).
+    """
 
     FACTOR = 16
     LEVELS = 2
 
 
 class FCN8s(FCN):
-    """Scores of fc7, the fourth and the third pooling."""
+    """Scores of fc7, the fourth and the third pooling.
+
+    Deviations from the paper
+    -------------------------
+    - All enlargements are fixed to bilinear unless learn_upsampling is set, as in the
+      authors' published networks (the paper learns all but the last).
+    - It learns in one go (the paper: from the weights of an FCN-16s).
+    """
 
     FACTOR = 8
     LEVELS = 3
 
 
-def _spec(build: type[FCN], name: str, title: str, *deviations: str) -> ModelSpec:
+def _spec(build: type[FCN], name: str, title: str) -> ModelSpec:
     return ModelSpec(
         name=name,
         title=title,
@@ -364,34 +384,12 @@ def _spec(build: type[FCN], name: str, title: str, *deviations: str) -> ModelSpe
         small={"width": 16, "hidden": 256, "padding": 1, "dropout": 0.1},
         initialisation=Initialisation.NORMAL_001,
         has_dropout=True,
-        deviations=(
-            "Output layers are drawn from a normal distribution of 0.01 (the paper's begin with "
-            "zeros), so that all layers learn from the first step.",
-            *deviations,
-            "The small variant pads the image by one pixel instead of 100, and fc6 by 3 values.",
-        ),
+        deviations=deviations_of(build),
     )
 
 
-_FIXED = (
-    "All enlargements are fixed to bilinear unless learn_upsampling is set, as in the authors' "
-    "published networks (the paper learns all but the last)."
-)
-
 SPECS = (
     _spec(FCN32s, "fcn-32s", "FCN-32s"),
-    _spec(
-        FCN16s,
-        "fcn-16s",
-        "FCN-16s",
-        _FIXED,
-        "It learns in one go (the paper: from the weights of an FCN-32s).",
-    ),
-    _spec(
-        FCN8s,
-        "fcn-8s",
-        "FCN-8s",
-        _FIXED,
-        "It learns in one go (the paper: from the weights of an FCN-16s).",
-    ),
+    _spec(FCN16s, "fcn-16s", "FCN-16s"),
+    _spec(FCN8s, "fcn-8s", "FCN-8s"),
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segdesk.nn.atrous import AlignedSegmenter, AuxiliaryHead, DilatedResNet, RegionMeans, conv_norm
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import init_he
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import ModelSpec, deviations_of
 
 STRIDE = 8
 AUXILIARY_WEIGHT = 0.4
@@ -99,6 +99,14 @@ class PSPNet(AlignedSegmenter):
         Learn from the third stage, too, with a weight of 0.4.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - An image whose sides are not a multiple of 8 pixels plus one is extended by up to 7
+      pixels below and on the right, repeating its border, and the mask is cut to the image
+      again (the authors' code trains on crops of 473 pixels, which need none of this).
+    - Where batch norm would see one value per channel only (one image in the batch, averaged
+      to one pixel), it uses its running statistics (the paper trains on 16 images at once).
     """
 
     def __init__(
@@ -145,11 +153,5 @@ SPEC = ModelSpec(
     },
     small={"encoder": "resnet18", "encoder_width": 32, "width": 64},
     has_dropout=True,
-    deviations=(
-        "An image whose sides are not a multiple of 8 pixels plus one is extended by up to 7 "
-        "pixels below and on the right, repeating its border, and the mask is cut to the image "
-        "again (the authors' code trains on crops of 473 pixels, which need none of this).",
-        "Where batch norm would see one value per channel only (one image in the batch, averaged "
-        "to one pixel), it uses its running statistics (the paper trains on 16 images at once).",
-    ),
+    deviations=deviations_of(PSPNet),
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import Segmenter, init_he
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import ModelSpec, deviations_of
 from segdesk.nn.unpooling import SwitchedVgg, UnpoolingDecoder, scaled
 
 #: Channels behind each unpooling, for a first block of 64. The last convolution, to the
@@ -53,6 +53,11 @@ class SegNet(Segmenter):
         Channels of the first block; 64 in the paper, and up to eight times that below.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - The image is normalised as for all of SegDesk's models (the authors' network begins with
+      a local response normalisation).
     """
 
     encoder: SwitchedVgg
@@ -91,8 +96,5 @@ SPEC = ModelSpec(
     stride=32,
     options={"width": 64, "head": "A", "activation": "none"},
     small={"width": 16},
-    deviations=(
-        "The image is normalised as for all of SegDesk's models (the authors' network begins "
-        "with a local response normalisation).",
-    ),
+    deviations=deviations_of(SegNet),
 )

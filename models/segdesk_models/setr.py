@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segdesk.nn.encoders import TimmEncoder
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import Segmenter, init_he
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import ModelSpec, deviations_of
 
 #: Sizes of the transformer; timm has each as ``vit_<size>_patch16_384``.
 ENCODERS = ("tiny", "small", "base", "large")
@@ -250,6 +250,13 @@ class SETR(Segmenter):
         Have auxiliary outputs, which learn too.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - The transformer keeps the class token of the classifier it comes from: patches attend to
+      it, and it is left out of the result (the paper has none).
+    - An image of another size than the position embeddings were learned for is taken whole,
+      with the embeddings interpolated (the paper: in windows of that size).
     """
 
     DECODER: type[Decoder]
@@ -335,12 +342,7 @@ def _spec(build: type[SETR], name: str, title: str) -> ModelSpec:
             "activation": "none",
         },
         small={"encoder": "tiny", "depth": 4, "width": 64, "image_size": 224},
-        deviations=(
-            "The transformer keeps the class token of the classifier it comes from: patches "
-            "attend to it, and it is left out of the result (the paper has none).",
-            "An image of another size than the position embeddings were learned for is taken "
-            "whole, with the embeddings interpolated (the paper: in windows of that size).",
-        ),
+        deviations=deviations_of(build),
     )
 
 

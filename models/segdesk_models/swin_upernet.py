@@ -21,7 +21,7 @@ from segdesk.nn.atrous import PooledNorm
 from segdesk.nn.encoders import TimmEncoder
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import Segmenter, init_he, resize
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import ModelSpec, deviations_of
 
 #: Layers by stage and channels of the first stage, by size of Swin; channels double at
 #: each stage, and every attention head has 32 of them.
@@ -273,6 +273,11 @@ class SwinUPerNet(Segmenter):
         Have an auxiliary output, which learns too.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - Where batch norm would see one value per channel only (one image in the batch, averaged
+      to one pixel), it uses its running statistics (the paper trains on 16 images at once).
     """
 
     decoder: UPerDecoder
@@ -334,8 +339,5 @@ SPEC = ModelSpec(
     has_dropout=True,
     # The classifier's last norm, kept so that its weights load whole.
     idle=("encoder.body.norm.*",),
-    deviations=(
-        "Where batch norm would see one value per channel only (one image in the batch, averaged "
-        "to one pixel), it uses its running statistics (the paper trains on 16 images at once).",
-    ),
+    deviations=deviations_of(SwinUPerNet),
 )

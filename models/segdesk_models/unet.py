@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import Segmenter, init_he
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import ModelSpec, deviations_of
 
 LEVELS = 4
 
@@ -91,6 +91,12 @@ class UNet(Segmenter):
         Rate at the end of the contracting path, as in the paper.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - Convolutions are padded, so that the mask has the size of the image (the paper: 572 to
+      388 pixels).
+    - Batch norm behind every 3x3 convolution (the paper has none).
     """
 
     def __init__(
@@ -117,9 +123,5 @@ SPEC = ModelSpec(
     options={"width": 64, "dropout": 0.5, "head": "A", "activation": "none"},
     small={"width": 16, "dropout": 0.1},
     has_dropout=True,
-    deviations=(
-        "Convolutions are padded, so that the mask has the size of the image (the paper: 572 to "
-        "388 pixels).",
-        "Batch norm behind every 3x3 convolution (the paper has none).",
-    ),
+    deviations=deviations_of(UNet),
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import Segmenter, init_he
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import ModelSpec, deviations_of
 
 #: How often the map is halved on the way down.
 LEVELS = 4
@@ -146,6 +146,11 @@ class UNet2015(Segmenter):
         Rate at the end of the contracting path.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - Each crop it learns from is mirrored at its own borders (the paper mirrors at the
+      borders of the whole image only; so does prediction).
     """
 
     def __init__(
@@ -208,8 +213,5 @@ SPEC = ModelSpec(
     has_dropout=True,
     context=LOSS // 2,
     smallest_valid=BLOCK_LOSS,
-    deviations=(
-        "Each crop it learns from is mirrored at its own borders (the paper mirrors at the "
-        "borders of the whole image only; so does prediction).",
-    ),
+    deviations=deviations_of(UNet2015),
 )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from segdesk.nn.encoders import TimmEncoder
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.segmenter import Segmenter
-from segdesk.nn.spec import Initialisation, ModelSpec
+from segdesk.nn.spec import Initialisation, ModelSpec, deviations_of
 
 #: timm has each as ``vit_<size>_patch16_224``.
 ENCODERS = ("tiny", "small", "base", "large")
@@ -124,6 +124,12 @@ class ViT(Segmenter):
         Rate in the transformer.
     head, activation
         See :mod:`segdesk.nn.heads`.
+
+    Deviations from the paper
+    -------------------------
+    - The paper classifies whole images, as it still can here; for a mask the same classifier
+      is applied to every patch of 16x16 pixels and the result is enlarged.
+    - The output layer starts at small random values (the paper: at zero).
     """
 
     encoder: ViTEncoder
@@ -206,9 +212,5 @@ SPEC = ModelSpec(
     small={"encoder": "tiny", "depth": 4},
     initialisation=Initialisation.TRUNCATED_NORMAL,
     has_dropout=True,
-    deviations=(
-        "The paper classifies whole images, as it still can here; for a mask the same "
-        "classifier is applied to every patch of 16x16 pixels and the result is enlarged.",
-        "The output layer starts at small random values (the paper: at zero).",
-    ),
+    deviations=deviations_of(ViT),
 )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from segdesk.nn.heads import Head, HeadConfig
 from segdesk.nn.ncut import soft_ncut
 from segdesk.nn.segmenter import Segmenter, init_he
-from segdesk.nn.spec import ModelSpec
+from segdesk.nn.spec import ModelSpec, deviations_of
 
 LEVELS = 4
 #: One grey level of 255 in the units of an image that was scaled to 0..1 and then divided by
@@ -192,6 +192,18 @@ class WNet(Segmenter):
         The group that each segment was merged into, int64 (S,).
     order
         The group that stands for each class, int64 (K,).
+
+    Deviations from the paper
+    -------------------------
+    - Each step lowers the sum of the normalised cut and the reconstruction error (the paper
+      takes two steps in turn: one for the cut, which moves the first U-Net, and one for the
+      reconstruction, which moves both).
+    - It makes 8 segments, or one per class if there are more classes, and merges those of the
+      most similar mean colour until there is one per class (the paper merges them by the
+      strength of the outlines between them).
+    - The segments are not refined by a fully connected CRF, which is a step of its own here.
+    - Dropout is placed at the end of the first U-Net's contracting path, as U-Net has it; its
+      place and rate could not be checked against the paper.
     """
 
     decoder: Decoder
@@ -341,15 +353,5 @@ SPEC = ModelSpec(
     small={"width": 16, "dropout": 0.1},
     has_dropout=True,
     needs_labels=False,
-    deviations=(
-        "Each step lowers the sum of the normalised cut and the reconstruction error (the paper "
-        "takes two steps in turn: one for the cut, which moves the first U-Net, and one for the "
-        "reconstruction, which moves both).",
-        "It makes 8 segments, or one per class if there are more classes, and merges those of the "
-        "most similar mean colour until there is one per class (the paper merges them by the "
-        "strength of the outlines between them).",
-        "The segments are not refined by a fully connected CRF, which is a step of its own here.",
-        "Dropout is placed at the end of the first U-Net's contracting path, as U-Net has it; "
-        "its place and rate could not be checked against the paper.",
-    ),
+    deviations=deviations_of(WNet),
 )

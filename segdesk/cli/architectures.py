@@ -183,6 +183,8 @@ def _report(spec: ModelSpec) -> Report:
         "heads": [str(head) for head in HeadKind],
         "activations": [str(activation) for activation in Activation],
         "needs_labels": spec.needs_labels,
+        "is_exportable": spec.is_exportable,
+        "without_gradient": list(spec.idle),
         "license": spec.license,
         "encoder": profiles[PUBLISHED].encoder,
         "deviations": list(spec.deviations),

@@ -127,6 +127,7 @@ def _new_model(new: str | None, model: str | None, options: dict[str, str]) -> N
         return None
     if model is not None:
         raise InputError("Give either --model (a trained model) or --new (an architecture).")
+    from segdesk.nn.outline import require_buildable
     from segdesk.nn.registry import find_architecture, resolve_options
 
     spec = find_architecture(new)
@@ -134,6 +135,7 @@ def _new_model(new: str | None, model: str | None, options: dict[str, str]) -> N
     config = NewModelConfig.from_user(knobs)
     own = {k: v for k, v in options.items() if k not in knobs}
     checked = resolve_options(spec, config.variant, own)
+    require_buildable(spec, checked)
     return NewModel(spec.name, config, {k: checked[k] for k in own}, spec.needs_labels)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from segdesk.core.errors import InputError
 
@@ -51,8 +52,17 @@ class Knobs(BaseModel):
             field = known.get(name)
             title = field.title if field is not None and field.title else name
             raise InputError(
-                f"{title} ({name}) cannot be {first['input']!r}: {_begin_small(first['msg'])}."
+                f"{title} ({name}) cannot be {first['input']!r}: "
+                f"{_begin_small(first['msg'])}{_nearest(first)}."
             ) from None
+
+
+def _nearest(refused: ErrorDetails) -> str:
+    """Name the nearest multiple where a number is none."""
+    if refused["type"] != "multiple_of":
+        return ""
+    unit = refused["ctx"]["multiple_of"]
+    return f"; the nearest is {round(float(refused['input']) / unit) * unit}"
 
 
 def _begin_small(sentence: str) -> str:

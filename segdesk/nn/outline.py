@@ -11,7 +11,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from segdesk.config.model import HeadKind
-from segdesk.nn.registry import find_architecture, resolve_options
+from segdesk.core.errors import InputError
+from segdesk.nn.registry import UNBUILDABLE, find_architecture, resolve_options
 from segdesk.nn.spec import ModelSpec
 
 #: Shape of every tensor of a network, by name.
@@ -30,6 +31,20 @@ def build_outline(
     """Build a network of any size on the meta device, its weights undrawn."""
     with torch.device("meta"), undrawn():
         return spec.build(channels, classes, **options)
+
+
+def require_buildable(spec: ModelSpec, options: Mapping[str, Any]) -> None:
+    """Refuse options from which no network can be made, before any image is read.
+
+    Raises
+    ------
+    InputError
+        Says what is wrong.
+    """
+    try:
+        build_outline(spec, 3, 2, options)
+    except UNBUILDABLE as error:
+        raise InputError(f"{spec.name} cannot be built with these options: {error}.") from None
 
 
 @cache

@@ -24,7 +24,7 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _CHOICES: dict[str, type[StrEnum]] = {"head": HeadKind, "activation": Activation}
 
 #: What torch, timm and the architectures raise at sizes and names that do not fit.
-_UNBUILDABLE = (
+UNBUILDABLE = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -224,7 +224,7 @@ def build_network(card: ModelCard) -> nn.Module:
     size = f"{card.channels} channel{'' if card.channels == 1 else 's'} and {classes} classes"
     try:
         network = spec.build(card.channels, classes, **{**spec.options, **card.options})
-    except _UNBUILDABLE as error:
+    except UNBUILDABLE as error:
         raise InputError(
             f"The model {card.name!r} cannot be built from the options on its card, for {size} "
             f"({error})."

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from inspect import cleandoc
 from typing import Any
 
 from torch import nn
+
+_DEVIATIONS = re.compile(r"^Deviations from the paper\n-+\n((?:.+\n?)+)", re.MULTILINE)
 
 
 class Initialisation(StrEnum):
@@ -42,7 +46,7 @@ class ModelSpec:
     small
         Options to set for a variant that learns on a laptop without a graphics card.
     deviations
-        Where this differs from the paper, a sentence each.
+        Where this differs from the paper, a sentence each; see :func:`deviations_of`.
     min_size
         Height and width of the input must be at least this, in pixels.
     initialisation
@@ -83,3 +87,18 @@ class ModelSpec:
     context: int = 0
     smallest_valid: int = 1
     license: str = "BSD-3-Clause"
+
+
+def deviations_of(network: type[nn.Module]) -> tuple[str, ...]:
+    """Read the sentences under "Deviations from the paper" in the docstrings of a class.
+
+    Those of the classes it is derived from come first. ``python -OO`` leaves no docstrings,
+    and so none of these.
+    """
+    sentences: list[str] = []
+    for one in reversed(network.__mro__):
+        section = _DEVIATIONS.search(cleandoc(vars(one).get("__doc__") or ""))
+        if section is not None:
+            items = re.split(r"^- ", section[1], flags=re.MULTILINE)[1:]
+            sentences += (" ".join(item.split()) for item in items)
+    return tuple(sentences)

@@ -71,6 +71,9 @@ def find_model(name: str, store: ProjectStore | None = None) -> ModelEntry:
             folder = path  # read_card says what is wrong with it
         return ModelEntry(folder.name, folder, read_card(folder), False)
     near = difflib.get_close_matches(name, entries, n=1)
+    if not near and path.parent.is_dir() and len(path.parts) > 1:
+        there = [str(card.parent) for card in sorted(path.parent.glob(f"*/{CARD}"))]
+        near = difflib.get_close_matches(str(path), there, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(entries)}."
     raise InputError(f"There is no model called {name!r}; {hint}")
 

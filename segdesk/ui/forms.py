@@ -24,10 +24,9 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
-from superqt import QCollapsible
 
 from segdesk.config.knobs import Knobs, extra
-from segdesk.ui.widgets import ElidingCombo, Hint
+from segdesk.ui.widgets import ElidingCombo, Hint, folded
 
 Config = TypeVar("Config", bound=Knobs)
 
@@ -163,7 +162,9 @@ class KnobsForm(QWidget, Generic[Config]):
                 rows.addRow(editor.note)
         column.addLayout(basic)
         if more.rowCount():
-            column.addWidget(_folded(more))
+            inside = QWidget()
+            inside.setLayout(more)
+            column.addWidget(folded("More settings", inside))
         self.set_value(kind())
 
     def value(self) -> Config:
@@ -213,15 +214,6 @@ def _form_layout() -> QFormLayout:
     rows.setContentsMargins(0, 0, 0, 0)
     rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
     return rows
-
-
-def _folded(rows: QFormLayout) -> QCollapsible:
-    inside = QWidget()
-    inside.setLayout(rows)
-    fold = QCollapsible("More settings", expandedIcon="▼", collapsedIcon="▶")
-    fold.setDuration(0)
-    fold.addWidget(inside)
-    return fold
 
 
 def _label(name: str, field: FieldInfo) -> QLabel:

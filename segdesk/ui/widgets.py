@@ -21,6 +21,7 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
+from superqt import QCollapsible
 
 from segdesk.ui.bridge import reporting
 
@@ -192,3 +193,11 @@ def heading(text: str) -> QLabel:
     label = QLabel(f"<b>{text}</b>")
     label.setContentsMargins(0, 6, 0, 0)
     return label
+
+
+def folded(title: str, inside: QWidget) -> QCollapsible:
+    """Fold a widget away under a title that unfolds it."""
+    fold = QCollapsible(title, expandedIcon="▼", collapsedIcon="▶")
+    fold.setDuration(0)
+    fold.addWidget(inside)
+    return fold

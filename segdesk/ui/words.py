@@ -11,6 +11,16 @@ from segdesk.core.verdict import Verdict, remembered
 from segdesk.session.models import ModelEntry
 
 NONE = "\N{EN DASH}"
+#: Title, before, after and difference.
+ScoreRow = tuple[str, str, str, str]
+#: Scores over all pixels and classes, as papers call them.
+DATASET = {
+    "pixel_accuracy": "Pixel accuracy",
+    "mean_accuracy": "Mean accuracy",
+    "mean_iou": "Mean IoU",
+    "frequency_weighted_iou": "Frequency-weighted IoU",
+    "mean_dice": "Mean Dice",
+}
 
 
 def count_images(number: int) -> str:
@@ -149,10 +159,8 @@ def about_words(seconds: float, memory_bytes: int) -> str:
     return f"about {length}, {max(0.1, memory_bytes / 1e9):.1f} GB"
 
 
-def score_rows(
-    before: dict[str, Any] | None, after: dict[str, Any] | None
-) -> list[tuple[str, str, str, str]]:
-    """Return rows of title, before, after and difference for the score table."""
+def score_rows(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[ScoreRow]:
+    """Return means over images, for the score table."""
     if before is None or after is None:
         return []
     rows = [
@@ -161,6 +169,12 @@ def score_rows(
     ]
     old = remembered(before), remembered(after)
     return rows if None in old else [*rows, _score_row("Images it knew: Dice", *old)]
+
+
+def dataset_rows(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[ScoreRow]:
+    """Return what papers report: all pixels in one matrix, means over all classes."""
+    old, new = ((scores or {}).get("dataset") or {} for scores in (before, after))
+    return [_score_row(title, old.get(key), new.get(key)) for key, title in DATASET.items() if new]
 
 
 def verdict_words(found: Verdict, model: str) -> str:
@@ -173,7 +187,7 @@ def _after(prefix: str, reason: str) -> str:
     return reason if reason.startswith(prefix) else f"{prefix}: {reason}"
 
 
-def _score_row(title: str, before: float | None, after: float | None) -> tuple[str, str, str, str]:
+def _score_row(title: str, before: float | None, after: float | None) -> ScoreRow:
     old, new = (NONE if value is None else f"{value:.3f}" for value in (before, after))
     change = "" if before is None or after is None else f"{after - before:+.3f}"
     return title, old, new, change

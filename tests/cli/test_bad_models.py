@@ -130,6 +130,7 @@ def test_another_number_of_classes_does_not_fit(
         (["--new", "unet", "--option", "widht=8"], ["widht", "width"]),
         (["--new", "unet", "--option", "width=wide"], ["width", "wide"]),
         (["--new", "unet", "--option", "head=E"], ["Head", "E"]),
+        (["--new", "deeplab-v1", "--option", "field_of_view=9x9"], ["9x9", "large"]),
         (["--new", "unet", "--model", "tiny"], ["either --model", "--new"]),
         (["--option", "head=A"], ["--new"]),
         (["--new", "deconvnet", "--set", "crop_size=64"], ["Crops of 64 pixels", "224"]),
@@ -143,6 +144,7 @@ def test_what_a_new_model_cannot_be(
 ) -> None:
     refused(segdesk("train", project, *arguments, "--set", "steps=1"), *parts)
     assert [f.name for f in (project / "models").iterdir()] == ["tiny"]
+    assert not (project / "runs").exists()
 
 
 @pytest.mark.parametrize("name", [n for n, s in architectures().items() if s.stride > 16])
@@ -153,7 +155,7 @@ def test_a_tile_that_does_not_fit_names_the_nearest(
     out = tmp_path / "out"
     predict = ["predict", image, "--out", out, "--model", package(tmp_path / name, name)]
     refused(segdesk(*predict, "--set", "tile_size=100"), "(tile_size) cannot be '100'",
-            "multiple of 16")  # fmt: skip
+            "multiple of 16; the nearest is 96")  # fmt: skip
     refused(segdesk(*predict, "--set", "tile_size=240"), "A tile of 240 pixels",
             "multiples of 32; the nearest is 256")  # fmt: skip
     refused(segdesk(*predict, "--tile", 100), "No such option: --tile")

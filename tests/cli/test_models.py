@@ -96,6 +96,7 @@ def test_a_program_can_compare_architectures(segdesk: Cli) -> None:
     assert unet["heads"] == ["A", "B", "C", "D"]
     assert unet["activations"] == ["none", "tanh", "relu", "leaky_relu", "selu", "gelu"]
     assert unet["needs_labels"] is True
+    assert (unet["is_exportable"], unet["without_gradient"]) == (True, [])
     assert unet["license"] == "BSD-3-Clause"
     assert unet["weights_available"] == ["nuclei-unet"]
     assert any("batch norm" in sentence.lower() for sentence in unet["deviations"])
@@ -145,6 +146,12 @@ def test_an_architecture_is_shown_in_plain_text(segdesk: Cli) -> None:
     assert ["option dropout", "0.1", "0.5", "0.5"] in rows
     assert "- Batch norm behind every 3x3 convolution (the paper has none)." in shown.out
     assert not set('{}[]"') & set(shown.out)
+
+
+def test_parameters_that_never_learn_are_named(segdesk: Cli) -> None:
+    said = lines_of(segdesk("models", "show", "swin-upernet").out)
+    assert said["parameters no gradient reaches"] == "encoder.body.norm.*"
+    assert said["torch.export"] == "possible"
 
 
 def test_the_figures_are_those_of_the_model_a_user_gets(

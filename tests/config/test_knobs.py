@@ -45,7 +45,11 @@ def test_what_is_written_is_read_back(config: type[Knobs]) -> None:
     ("config", "values", "says"),
     [
         (InferenceConfig, {"tile_sise": 64}, "no setting called 'tile_sise'; .*tile_size"),
-        (InferenceConfig, {"tile_size": "100"}, r"Tile size \(tile_size\) cannot be '100': .* 16"),
+        (
+            InferenceConfig,
+            {"tile_size": "100"},
+            r"Tile size \(tile_size\) cannot be '100': .* 16; the nearest is 96\.",
+        ),
         (InferenceConfig, {"device": "gpu"}, r"Device \(device\) cannot be 'gpu'.*cpu"),
         (TrainingConfig, {"learning_rate": "0"}, r"Learning rate .* cannot be '0'"),
         (TrainingConfig, {"learning_rate": "nan"}, r"Learning rate .* cannot be 'nan'"),

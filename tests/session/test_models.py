@@ -100,6 +100,9 @@ def test_using_and_going_back(session: Session, make_model: MakeModel) -> None:
 def test_a_mistyped_model_is_guessed(session: Session, tiny: str) -> None:
     with pytest.raises(InputError, match="no model called 'tinny'; did you mean 'tiny'"):
         find_model("tinny", session.store)
+    folder = session.store.folder / "models"
+    with pytest.raises(InputError, match=r"did you mean '.*tiny'\?$"):
+        find_model(str(folder / "tinny"), session.store)
 
 
 def test_one_damaged_model_does_not_lock_the_project(session: Session, tiny: str) -> None:

@@ -41,6 +41,7 @@ def scores(dice: float | None, remembered: float | None) -> dict[str, Any]:
     return {
         "dice": dice, "iou": dice, "n": number, "remembered": {"dice": remembered},
         "per_image": [{"image": f"s{n}", "dice": dice} for n in range(number)],
+        "dataset": {"pixel_accuracy": 0.9, "frequency_weighted_iou": dice} if number else None,
     }  # fmt: skip
 
 
@@ -331,6 +332,9 @@ def test_the_new_model_is_compared_used_and_left_again(
     finish(session, bridge, scores(0.2, 0.9), scores(0.75, 0.89))
     qtbot.waitUntil(lambda: not train.use.isHidden())
     assert [text for text in train.scores.texts if text[0] in "+-"] == ["+0.550"] * 2 + ["-0.010"]
+    whole = train.scores.whole_texts
+    weighted = whole.index("Frequency-weighted IoU")
+    assert whole[weighted : weighted + 4] == ["Frequency-weighted IoU", "0.200", "0.750", "+0.550"]
     assert "is better" in train.verdict.text()
     window = train.window()
     workbench.raise_panel("Train")

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QGridLayout, QLabel, QWidget
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QWidget
 
 from segdesk.config.app import RunHabits
 from segdesk.config.training import TrainingConfig
@@ -33,9 +33,11 @@ from segdesk.ui.picture import Picture
 from segdesk.ui.plots import Curves
 from segdesk.ui.queue_list import QueueList
 from segdesk.ui.run_control import RunControl
+from segdesk.ui.score_table import ScoreTable
 from segdesk.ui.starting import RunStarter
 from segdesk.ui.widgets import ActionButton, CalmBar, Hint, Panel, heading
 from segdesk.ui.words import (
+    dataset_rows,
     learning_words,
     run_words,
     score_rows,
@@ -427,10 +429,12 @@ class TrainPanel(Panel):
     def _show_verdict(self, run: Run | None) -> None:
         """Say whether the model a run made is better, first in a word."""
         if run is None:
-            self.scores.show_scores([])
+            self.scores.show_scores([], [])
             self.verdict.say("")
             return
-        self.scores.show_scores(score_rows(run.before, run.after))
+        self.scores.show_scores(
+            score_rows(run.before, run.after), dataset_rows(run.before, run.after)
+        )
         found = self._verdict_of(run)
         color = VERDICT_COLORS[found.judgement]
         self.verdict.say(verdict_words(found, run.new_model))
@@ -506,41 +510,3 @@ def _on_show(runs: list[Run]) -> Run | None:
 def class_colors(session: Session) -> dict[str, str]:
     """Return the colours of the project's classes by name."""
     return {known.name: known.color for known in session.store.classes.classes}
-
-
-class ScoreTable(QWidget):
-    """Scores before and after a run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setToolTip(
-            "<qt>Dice and IoU tell how well masks agree, from 0 to 1; they are means over "
-            "images. Images held back are those "
-            "so marked in the list, which are never learnt from; the images it knew came with the "
-            "model."
-            "</qt>"
-        )
-        self._grid = QGridLayout(self)
-        self._grid.setContentsMargins(0, 0, 0, 0)
-        self._grid.setColumnStretch(0, 1)
-
-    def show_scores(self, rows: list[tuple[str, str, str, str]]) -> None:
-        """Show these rows; nothing for none."""
-        while (item := self._grid.takeAt(0)) is not None:
-            widget = item.widget()
-            if widget is not None:
-                widget.deleteLater()
-        self.setVisible(bool(rows))
-        for column, text in enumerate(("Did it help?", "before", "after", "change")):
-            self._grid.addWidget(heading(text), 0, column)
-        for number, row in enumerate(rows, start=1):
-            for column, text in enumerate(row):
-                label = QLabel(text)
-                if column:
-                    label.setAlignment(Qt.AlignmentFlag.AlignRight)
-                self._grid.addWidget(label, number, column)
-
-    @property
-    def texts(self) -> list[str]:
-        """What stands in the table, row by row."""
-        return [label.text() for label in self.findChildren(QLabel)]
