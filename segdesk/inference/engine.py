@@ -6,6 +6,7 @@ import itertools
 import queue
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -24,6 +25,7 @@ from segdesk.jobs.messages import (
     CancelOrder,
     EngineOrder,
     Finished,
+    GiveWayOrder,
     PredictionReady,
     PredictOrder,
     Progressed,
@@ -37,12 +39,16 @@ from segdesk.nn.device import pick_device
 from segdesk.nn.fuse import fuse_batch_norm
 from segdesk.nn.weights import LoadedModel, load_model
 
+#: However long a user paints, a batch of tiles is computed every so many seconds.
+LONGEST_WAIT = 1.0
+
 
 class Engine:
     """Takes orders from any thread and works them off on the one that runs it.
 
     A newer order for a sample cancels the older one at its next tile. An order for what
-    is on screen goes before all that wait, and calls off the last such order.
+    is on screen goes before all that wait, and calls off the last such order. While the
+    user paints, prediction waits between tiles: the hand goes first.
 
     Parameters
     ----------
@@ -61,6 +67,10 @@ class Engine:
         self._lock = threading.Lock()
         #: What is on screen of the orders that show it.
         self._views: dict[str, View] = {}
+        #: No tile is begun before this, on the monotonic clock.
+        self._waits_until = 0.0
+        #: Set when that changes, so that nobody sleeps longer than asked.
+        self._told = threading.Event()
         self._loaded: tuple[tuple[str, str, str], LoadedModel, Predictor] | None = None
         #: The further models of the last ensemble, and the hashes of their weights.
         self._others: tuple[tuple[str, ...], list[LoadedModel]] = ((), [])
@@ -73,6 +83,9 @@ class Engine:
             elif isinstance(order, ViewOrder):
                 if order.job in self._views:
                     self._views[order.job] = order.view
+            elif isinstance(order, GiveWayOrder):
+                self._waits_until = time.monotonic() + order.seconds
+                self._told.set()
             elif isinstance(order, EngineOrder):
                 self._accept(order)
 
@@ -91,12 +104,14 @@ class Engine:
     def _call_off(self, job: str) -> None:
         if job in self._tokens:
             self._tokens[job].cancel()
+            self._told.set()
 
     def stop(self) -> None:
         """Cancel everything and make :meth:`run` return."""
         with self._lock:
             for token in self._tokens.values():
                 token.cancel()
+            self._told.set()
         self._orders.put((-1, next(self._numbers), None))
 
     def run(self) -> None:
@@ -136,7 +151,7 @@ class Engine:
         model, predictor, sampler = self.prepare(order, token)
         live = LiveView(order, self._send)
         watch = Watch(
-            check=token.check,
+            check=lambda: self._give_way(token),
             progress=self._progress(order),
             view=lambda: self._views.get(order.job),
             **({"show": live.show} if order.view is not None else {}),
@@ -152,6 +167,17 @@ class Engine:
                 score=prediction.score,
             )
         )
+
+    def _give_way(self, token: CancelToken) -> None:
+        """Wait while the user paints, though not for long; raise if the job was called off."""
+        longest = time.monotonic() + LONGEST_WAIT
+        while True:
+            self._told.clear()
+            token.check()
+            seconds = min(self._waits_until, longest) - time.monotonic()
+            if seconds <= 0:
+                return
+            self._told.wait(seconds)
 
     def _refine(self, order: RefineOrder, token: CancelToken) -> None:
         changed = refine_to_folder(order, token, self._progress(order))

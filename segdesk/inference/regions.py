@@ -12,6 +12,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float32]
@@ -114,9 +116,8 @@ def find_regions(
     return [region for region in found if region.total >= LEAST * found[0].total]
 
 
-def find_regions_of_stack(uncertainty: Floats, count: int = 10) -> list[Region]:
-    """Return the most uncertain places of an image, float32 (Y, X) or (Z, Y, X)."""
-    planes = uncertainty if uncertainty.ndim == 3 else uncertainty[None]
+def find_regions_of_stack(planes: Iterable[Values], count: int = 10) -> list[Region]:
+    """Return the most uncertain places of all planes of an image."""
     found = [region for z, plane in enumerate(planes) for region in find_regions(plane, count, z=z)]
     return sorted(found, key=lambda region: region.total, reverse=True)[:count]
 

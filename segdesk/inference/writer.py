@@ -14,7 +14,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from segdesk.core.errors import InputError
-from segdesk.inference.regions import Region, find_regions
+from segdesk.inference.regions import Region, find_regions, find_regions_of_stack
 from segdesk.inference.tiling import Box
 from segdesk.inference.uncertainty import unsure_pixels
 from segdesk.io.labels import BAND, write_bands
@@ -172,11 +172,10 @@ class ResultWriter:
 
     def _regions(self, *, as_whole: bool) -> list[Region]:
         """Find the most uncertain places; chunk by chunk where the image is too large."""
-        found: list[Region] = []
         if as_whole:
-            for z in range(self.shape[0]):
-                found += find_regions(_Plane(self._unsure, z), MOST_REGIONS, z=z)
-            return sorted(found, key=lambda region: region.total, reverse=True)[:MOST_REGIONS]
+            planes = (_Plane(self._unsure, z) for z in range(self.shape[0]))
+            return find_regions_of_stack(planes, MOST_REGIONS)
+        found: list[Region] = []
         for z, y, x in sorted(self._done):
             box = self._box(y, x)
             here = find_regions(np.asarray(self._unsure[z, *box.slices]), REGIONS_OF_CHUNK, z=z)

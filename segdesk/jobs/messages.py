@@ -111,6 +111,13 @@ class ViewOrder(_Message):
     view: View
 
 
+class GiveWayOrder(_Message):
+    """The user is painting: begin no tile for so many seconds, or until told otherwise."""
+
+    order: Literal["give way"] = "give way"
+    seconds: float
+
+
 class RefineOrder(_Message):
     """Refine the edges of a prediction and write the result, a whole prediction, to ``out``.
 
@@ -202,7 +209,7 @@ class CancelOrder(_Message):
 
 EngineOrder = PredictOrder | RefineOrder
 TrainingOrder = RunOrder | EstimateOrder | VaryOrder
-SideOrder = ViewOrder | PauseOrder | LeaveOrder
+SideOrder = ViewOrder | GiveWayOrder | PauseOrder | LeaveOrder
 AnyOrder = EngineOrder | TrainingOrder | SideOrder | CancelOrder
 Order = Annotated[AnyOrder, Field(discriminator="order")]
 

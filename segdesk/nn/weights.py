@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,16 +124,15 @@ def _what_fits(tensors: dict[str, Tensor], card: ModelCard) -> str:
                         f" They are those of {name} ({variant}, head {head}): correct the "
                         "card, or choose the model they belong to."
                     )
-    return _most_like(tensors, card)
+    return _most_like(body.keys(), card)
 
 
-def _most_like(tensors: dict[str, Tensor], card: ModelCard) -> str:
+def _most_like(found: AbstractSet[str], card: ModelCard) -> str:
     """Say which installed architecture names most of its tensors so, whatever their sizes."""
 
     def likeness(name: str, variant: str) -> float:
         outlined = outline(name, variant, HeadKind.A, card.channels, len(card.classes))
         body = without_head(outlined).keys()
-        found = without_head(shapes_of(tensors)).keys()
         return len(body & found) / max(1, len(body | found))
 
     names = [(name, variant) for name in architectures() for variant in ("paper", "small")]

@@ -52,6 +52,10 @@ class Backend(Protocol):
         """Say where the user of a prediction's image is looking now."""
         ...
 
+    def give_way(self, seconds: float) -> None:
+        """Say that the user paints: no tile is begun for so long, or until this comes again."""
+        ...
+
     def cancel(self, job: str) -> None:
         """Ask for a job's end; its ``Finished`` follows."""
         ...

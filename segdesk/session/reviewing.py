@@ -75,7 +75,8 @@ def _stored_regions(prediction: Prediction) -> list[Region]:
         stored = json.loads((prediction.folder / REGIONS_FILE).read_text("utf-8"))
         return [Region(**entry) for entry in stored]
     except (OSError, ValueError, TypeError):
-        return find_regions_of_stack(read_plane(prediction.uncertainty_path))
+        unsure = read_plane(prediction.uncertainty_path)
+        return find_regions_of_stack(unsure if unsure.ndim == 3 else unsure[None])
 
 
 def regions(session: Session, sample: Sample) -> list[Region]:

@@ -9,6 +9,7 @@ from segdesk.jobs.following import FollowedRun
 from segdesk.jobs.messages import (
     AnyEvent,
     EstimateOrder,
+    GiveWayOrder,
     LeaveOrder,
     PauseOrder,
     PredictOrder,
@@ -111,6 +112,11 @@ class WorkerBackend:
         """Tell the engine, if it lives."""
         if self._engine is not None:
             self._engine.tell(ViewOrder(job=job, view=view))
+
+    def give_way(self, seconds: float) -> None:
+        """Tell the engine, if it lives."""
+        if self._engine is not None:
+            self._engine.tell(GiveWayOrder(seconds=seconds))
 
     def cancel(self, job: str) -> None:
         """Ask whoever does ``job`` to end it."""

@@ -80,6 +80,9 @@ class InlineBackend:
             "end, or open the project in the app and stop it there."
         )
 
+    def give_way(self, seconds: float) -> None:
+        """Do nothing: nobody paints."""
+
     def look(self, job: str, view: View) -> None:
         """Nobody is looking."""
 

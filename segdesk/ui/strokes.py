@@ -32,6 +32,8 @@ REST: Final = 0.15
 #: A button that is down without a move for so long, in seconds, counts as released: a dialog
 #: that opens over a stroke takes the release, and results must not wait for it.
 STUCK: Final = 3.0
+#: So often, in seconds, it is said that a stroke is still being drawn.
+SAYING: Final = 0.2
 
 
 @dataclass
@@ -86,6 +88,8 @@ class StrokeKeeper:
     """
 
     changed = Signal()
+    #: A stroke was begun, goes on, or has just ended.
+    painting = Signal()
 
     def __init__(
         self,
@@ -143,9 +147,14 @@ class StrokeKeeper:
         axes = tuple(axis - extra for axis in event.dims_displayed)
         drag = self._drag = Drag(correction, label, float(layer.brush_size), axes)
         drag.go_to(tuple(layer.world_to_data(event.position)))
+        self.painting.emit()
+        said = drag.moved
         yield
         while event.type == "mouse_move":
             drag.go_to(tuple(layer.world_to_data(event.position)))
+            if drag.moved - said > SAYING:
+                self.painting.emit()
+                said = drag.moved
             yield
         # napari tells of the stroke on release too, maybe later than this.
         QTimer.singleShot(0, partial(self._end_drag, drag))
@@ -156,6 +165,7 @@ class StrokeKeeper:
         if self._drag is drag:
             self._drag = None
             self._ended = time.monotonic()
+        self.painting.emit()
         correction = drag.correction
         if drag.is_kept or self._correction() is not correction:
             return

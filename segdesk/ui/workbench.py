@@ -62,6 +62,9 @@ NEIGHBOURHOOD = 48
 #: So long at most closing waits for the last reads of images from slow stores, in seconds.
 LEAVE_SECONDS: Final = 10.0
 
+#: So long after the last move of a stroke, in seconds, the engine waits for the next.
+GIVE_WAY: Final = 0.4
+
 CLOSING: Final = "Closing the project…"
 STOPPING: Final = "Closing the project. The run under way writes its checkpoint and ends…"
 
@@ -472,10 +475,16 @@ class Workbench:
                 self.layers.labels, lambda: self._correction, self.layers.window
             )
             self.strokes.changed.connect(self.strokes_changed.emit)
+            self.strokes.painting.connect(self._give_way)
         self.sample_shown.emit(sample.id)
         self._look_at_wanted()
         if self._is_read_stale:
             self.show_current_prediction()
+
+    def _give_way(self) -> None:
+        """Let the engine wait while the user paints, and until the next stroke may have begun."""
+        if self._session is not None and self._session.jobs:
+            self._session.backend.give_way(GIVE_WAY)
 
     @reporting()
     def _on_prediction(self, prediction: Prediction) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import napari
 import numpy as np
+import psutil
 import pytest
 import tifffile
 from PIL import Image
@@ -68,6 +70,12 @@ def canvas_of(viewer: napari.Viewer) -> QWidget:
     window = viewer.window.dock_widgets["Correct"].window()
     (canvas,) = [w for w in window.findChildren(QWidget) if "CanvasBackend" in type(w).__name__]
     return canvas
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """What a process has computed so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def bring(workbench: Workbench, sample_id: str, qtbot: QtBot) -> None:
@@ -145,9 +153,14 @@ def test_parts_wait_while_a_stroke_is_drawn_and_come_after_it(
     drawn: list[object] = []
     layers.uncertainty.events.set_data.connect(drawn.append)
     before, known = len(heard.parts), layers.uncertainty.data.copy()
+    (engine,) = (
+        child for child in psutil.Process().children() if "segdesk.inference" in child.cmdline()
+    )
+    began, used = time.monotonic(), cpu_seconds(engine)
     for step in range(20):
         QTest.mouseMove(canvas, middle + QPoint(step, step // 2))
         qtbot.wait(50)
+    assert cpu_seconds(engine) - used < 0.3 * (time.monotonic() - began), "it gives way"
     assert not heard.ends, "the prediction ended before the stroke"
     assert (len(heard.parts), drawn) == (before, [])
     np.testing.assert_array_equal(layers.uncertainty.data, known)
