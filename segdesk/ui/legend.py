@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QSizePolicy, QVBoxL
 
 from segdesk.core.classes import UNLABELLED, ClassMap
 from segdesk.session.comparing import Change
+from segdesk.ui.widgets import clear
 
 #: Uncertainty 0 to 1 as RGBA: nothing where the model is sure, then yellow, then
 #: red. No class of the default palette has these colours.
@@ -117,10 +118,7 @@ class Legend(QWidget):
 
     def set_classes(self, classes: ClassMap) -> None:
         """Show these classes."""
-        while (item := self._classes.takeAt(0)) is not None:
-            widget = item.widget()
-            if widget is not None:
-                widget.deleteLater()
+        clear(self._classes)
         for index, entry in enumerate(classes.classes):
             row = QWidget()
             line = QHBoxLayout(row)

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QGridLayout, QLabel, QPushButton, QVBoxLayout, QWidge
 from segdesk.core.run import Run, RunState
 from segdesk.core.verdict import Verdict
 from segdesk.session.models import ModelEntry
-from segdesk.ui.widgets import heading
+from segdesk.ui.widgets import clear, heading
 from segdesk.ui.words import model_dice, model_tooltip
 
 #: So many are listed before *Show all* is asked for, besides the one in use.
@@ -110,10 +110,7 @@ class ModelList(QWidget):
         self._fill()
 
     def _fill(self) -> None:
-        while (item := self._grid.takeAt(0)) is not None:
-            widget = item.widget()
-            if widget is not None:
-                widget.deleteLater()
+        clear(self._grid)
         self.buttons = {}
         listed = [r for n, r in enumerate(self._rows) if self._shows_all or n < SHORT or r.is_used]
         for number, row in enumerate(listed):

@@ -9,7 +9,7 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QGridLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from segdesk.core.run import Run, RunState
-from segdesk.ui.widgets import heading
+from segdesk.ui.widgets import clear, heading
 
 
 class QueueList(QWidget):
@@ -42,10 +42,7 @@ class QueueList(QWidget):
         self.setVisible(bool(waiting))
 
     def _fill(self, waiting: Sequence[Run]) -> None:
-        while (item := self._grid.takeAt(0)) is not None:
-            widget = item.widget()
-            if widget is not None:
-                widget.deleteLater()
+        clear(self._grid)
         self.buttons = {}
         for number, run in enumerate(waiting):
             words = QLabel(f"{number + 1}. {run.base_model} into {run.new_model}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QGridLayout, QLabel, QVBoxLayout, QWidget
 
-from segdesk.ui.widgets import folded, heading
+from segdesk.ui.widgets import clear, folded, heading
 from segdesk.ui.words import ScoreRow
 
 
@@ -66,10 +66,7 @@ class _Rows(QWidget):
         self._grid.setColumnStretch(0, 1)
 
     def show_rows(self, rows: Sequence[ScoreRow]) -> None:
-        while (item := self._grid.takeAt(0)) is not None:
-            widget = item.widget()
-            if widget is not None:
-                widget.deleteLater()
+        clear(self._grid)
         for number, row in enumerate(rows):
             for column, text in enumerate(row):
                 label = QLabel(text) if number else heading(text)
