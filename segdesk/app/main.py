@@ -9,6 +9,7 @@ from pathlib import Path
 from segdesk.app.crash import CrashLog
 from segdesk.app.settings import config_folder, log_folder
 from segdesk.core.errors import InputError
+from segdesk.io.store import ProjectStore
 
 APP_ID = "SegDesk.SegDesk"
 
@@ -36,11 +37,14 @@ def run_app(project: Path | None = None, *, sample: bool = False) -> int:
     Raises
     ------
     InputError
-        There is no display, or ``project`` is no folder.
+        There is no display, or ``project`` cannot be opened.
     """
+    if project is not None:
+        if not project.exists():
+            raise InputError(f"There is no project {project}; make one with 'segdesk new'.")
+        # What is wrong with it ends the command here, and does not open an empty window.
+        ProjectStore.open(project).close()
     check_display()
-    if project is not None and not project.exists():
-        raise InputError(f"There is no project {project}; make one with 'segdesk new'.")
     # Before napari is imported: SegDesk's layout is not the layout of the user's napari.
     os.environ.setdefault("NAPARI_CONFIG", str(config_folder() / "napari.yaml"))
     config_folder().mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ QLabel { color: #e8edf3; background: transparent; }
 QLabel#title { font-size: 30px; font-weight: 600; }
 QLabel#hint { color: #9fb0c3; }
 QLabel#busy { font-size: 15px; margin: 12px 0px; }
+QLabel#problem { font-size: 14px; color: #ffb4a8; margin: 6px 0px; }
 QLabel#section { color: #9fb0c3; font-weight: 600; margin-top: 10px; }
 QPushButton {
     text-align: left; padding: 12px 16px; border-radius: 8px; border: 1px solid #3a4a5f;
@@ -70,6 +71,11 @@ class StartPage(QWidget):
         self.busy.setWordWrap(True)
         self.busy.hide()
         layout.addWidget(self.busy)
+        self.problem = QLabel()
+        self.problem.setObjectName("problem")
+        self.problem.setWordWrap(True)
+        self.problem.hide()
+        layout.addWidget(self.problem)
         self.sample_button = _button(
             "Open the sample project",
             "18 images of cell nuclei: from first mask to better model in minutes",
@@ -101,6 +107,11 @@ class StartPage(QWidget):
         self.busy.setVisible(bool(text))
         for part in (*self.findChildren(QPushButton), *self.findChildren(QLabel, "section")):
             part.setVisible(not text)
+
+    def say_problem(self, text: str) -> None:
+        """Say what went wrong: napari's messages lie under this page. Nothing for no text."""
+        self.problem.setText(text)
+        self.problem.setVisible(bool(text))
 
     def show_recent(self, projects: Sequence[Path]) -> None:
         """List the projects opened last; those that are gone are left out."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from napari import Viewer
-from napari.utils.notifications import show_info
+from napari.utils.notifications import Notification, notification_manager, show_info
 from qtpy.QtCore import QEvent, QObject, Qt, QTimer, QUrl
 from qtpy.QtGui import QAction, QCloseEvent, QDesktopServices, QIcon
 from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QMenu, QMessageBox
@@ -69,6 +70,7 @@ class DesktopWindow(QObject):
         self.workbench.closing.connect(self._on_closing)
         if self._settings.last_folder is not None:
             self.workbench.last_folder = self._settings.last_folder
+        notification_manager.notification_ready.connect(self._on_message)
         if show:
             self.viewer.window.show()
         self._show_start_page()
@@ -170,7 +172,13 @@ class DesktopWindow(QObject):
             menu.addAction(action)
         return menu
 
+    def _on_message(self, message: Notification) -> None:
+        """Say on the start page what napari says beneath it."""
+        if threading.current_thread() is threading.main_thread() and self.start_page.isVisible():
+            self.start_page.say_problem(message.message)
+
     def _on_opened(self, session: Session) -> None:
+        self.start_page.say_problem("")
         self.start_page.hide()
         self._show_docks(True)
         folder = session.store.folder
@@ -288,6 +296,7 @@ class DesktopWindow(QObject):
             )
             self._save_settings()
             self.workbench.session_closed.disconnect(self._on_closed)
+            notification_manager.notification_ready.disconnect(self._on_message)
             self.workbench.close()
             self.main.removeEventFilter(self)
             self.is_closed = True

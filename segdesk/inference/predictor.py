@@ -492,6 +492,12 @@ class _Work:
     def take(self, tiles: Sequence[Tile], maps: Tensor) -> None:
         """Blend the maps of some tiles."""
         arrays = maps.cpu().numpy()
+        if not np.isfinite(arrays).all():
+            raise InputError(
+                "The model gives no numbers (NaN or infinity) for a part of the image. Its weights "
+                "are damaged, or too large for half precision: set precision=single, or use "
+                "another model."
+            )
         for tile, array in zip(tiles, arrays, strict=True):
             self._blender.add(tile, array)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -152,10 +153,13 @@ def _download(encoder: nn.Module, name: str | None, progress: Progress) -> tuple
 
 
 def require_source(source: str) -> None:
-    """Refuse a file with an encoder's weights that is not there (InputError)."""
-    if source.strip().lower() in ("", DOWNLOAD):
-        return
-    path = Path(source.strip()).expanduser().absolute()
+    """Refuse a file with an encoder's weights that is not there or cannot be read (InputError)."""
+    if source.strip().lower() not in ("", DOWNLOAD):
+        _read(Path(source.strip()).expanduser())
+
+
+def _require_file(path: Path) -> None:
+    path = path.absolute()
     if not path.is_file() and not (path / WEIGHTS).is_file():
         raise InputError(
             f"There is no file {path} to take the encoder's weights from; give one that exists, "
@@ -173,12 +177,13 @@ def _read(path: Path) -> Tensors:
     """
     if path.is_dir():
         path = path / WEIGHTS
-    require_source(str(path))
+    _require_file(path)
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
         # timm's training program keeps its arguments beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickles; what is refused is said below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  a damaged file can make its reader raise anything
         if _wants_code(path, error):

@@ -53,7 +53,13 @@ def load_model(folder: Path) -> LoadedModel:
     network = build_network(card)
     load_weights(network, folder / WEIGHTS, card)
     network.eval()
-    return LoadedModel(network, card, hash_weights(folder))
+    found = hash_weights(folder)
+    if card.weights_sha256 not in ("", found):
+        raise InputError(
+            f"The weights of {card.name!r} ({folder / WEIGHTS}) are not those its card was written "
+            "for: the file was damaged or exchanged; copy the model again."
+        )
+    return LoadedModel(network, card, found)
 
 
 def load_weights(network: nn.Module, path: Path, card: ModelCard) -> None:

@@ -252,6 +252,24 @@ def test_recent_projects_are_remembered(window: DesktopWindow, qtbot: QtBot) -> 
         again.main.close()
 
 
+def test_what_cannot_be_opened_is_said_on_the_start_page(
+    window: DesktopWindow, qtbot: QtBot, tmp_path: Path
+) -> None:
+    page = window.start_page
+    other = ProjectStore.create(tmp_path / "other.segdesk", ClassMap.from_names(["a", "b"]))
+    try:
+        window.open_project(other.folder)
+        assert page.problem.isVisible()
+        assert "other.segdesk" in page.problem.text()
+        assert page.rect().contains(page.problem.mapTo(page, page.problem.rect().bottomRight()))
+    finally:
+        other.close()
+    open_sample(window, qtbot)
+    window.close_project()
+    qtbot.waitUntil(page.isVisible)
+    assert not page.problem.isVisible(), "it is over"
+
+
 def test_a_project_in_use_elsewhere_is_refused_and_the_open_one_stays(
     window: DesktopWindow, qtbot: QtBot, tmp_path: Path
 ) -> None:
@@ -267,6 +285,7 @@ def test_a_project_in_use_elsewhere_is_refused_and_the_open_one_stays(
 OPEN_AND_LIST = """
 import sys
 from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QTabBar
 import segdesk.app.window as module
 
 class Window(module.DesktopWindow):
@@ -281,7 +300,12 @@ class Window(module.DesktopWindow):
             heavy = [m for m in ("torch", "torchvision") if m in sys.modules]
             print("shown", heavy)
             self.timer.stop()
-            self.main.close()
+            QTimer.singleShot(300, self.count_tabs)
+
+    def count_tabs(self):
+        bars = [bar for bar in self.main.findChildren(QTabBar) if bar.isVisible()]
+        print("tabs", sorted(bar.tabText(0) for bar in bars))
+        self.main.close()
 
 module.DesktopWindow = Window
 from segdesk.app.main import run_app
@@ -290,8 +314,9 @@ run_app(sample=True)
 
 
 @pytest.mark.slow
-def test_the_window_leaves_torch_out_of_its_process(home: Path) -> None:
+def test_a_real_start_leaves_torch_out_of_its_process_and_has_every_tab_once(home: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", OPEN_AND_LIST], capture_output=True, text=True, timeout=600
     )
     assert "shown []" in done.stdout, done.stderr
+    assert "tabs ['Predict', 'layer controls']" in done.stdout

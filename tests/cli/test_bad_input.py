@@ -118,6 +118,7 @@ COMMANDS: list[tuple[str, ...]] = [
     ("train",),
     ("evaluate",),
     ("review",),
+    ("app",),
 ]
 
 
@@ -164,7 +165,7 @@ def test_a_second_process_on_the_same_project(
 ) -> None:
     with held_open(project) as pid:
         says = rf"p.segdesk is open in another SegDesk window \(process {pid}\); close it there"
-        for command in (["predict"], ["train"], ["add", tmp_path / "images"]):
+        for command in (["predict"], ["train"], ["app"], ["add", tmp_path / "images"]):
             refused(says, command[0], project, *command[1:])
         assert segdesk("status", project, "--json").json["images"] == 5, "looking is fine"
     assert segdesk("add", project, tmp_path / "images").code == 0
@@ -180,7 +181,7 @@ def test_a_read_only_disk(
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     model = project / "models" / "tiny"
     for command in (
-        ["predict", there], ["train", there], ["add", there, tmp_path / "images"],
+        ["predict", there], ["train", there], ["app", there], ["add", there, tmp_path / "images"],
         ["new", disk / "q", "--classes", "a,b"],
         ["predict", tmp_path / "images", "--out", disk / "o", "--model", model],
     ):  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from segdesk.core.card import ModelCard
+from segdesk.io.packages import read_card
 from segdesk.nn.registry import (
     architectures,
     build_network,
@@ -111,6 +113,34 @@ def test_a_truncated_file_is_damaged(
     refused(judge(segdesk, tmp_path, model), "are damaged")
 
 
+def test_a_byte_that_flipped_is_noticed(
+    tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
+) -> None:
+    disc_files(1)
+    model = package(tmp_path / "mine", "unet")
+    file = model / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-50] ^= 1
+    file.write_bytes(content)
+    refused(judge(segdesk, tmp_path, model), "damaged or exchanged; copy the model again")
+
+
+def test_a_model_that_gives_no_numbers_is_not_called_sure(
+    tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
+) -> None:
+    (image,) = disc_files(1)
+    model = package(tmp_path / "mine", "unet")
+    card = read_card(model)
+    network = build_network(card)
+    torch.nn.init.constant_(next(network.parameters()), torch.nan)
+    save_model(model, network, card)
+    out = tmp_path / "out"
+    answer = segdesk("predict", image, "--out", out, "--model", model)
+    assert answer.code == 2
+    assert "gives no numbers (NaN" in answer.err.splitlines()[-1]
+    assert not list(out.glob("*.tif"))
+
+
 def test_another_number_of_classes_does_not_fit(
     tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
 ) -> None:
@@ -144,6 +174,16 @@ def test_what_a_new_model_cannot_be(
 ) -> None:
     refused(segdesk("train", project, *arguments, "--set", "steps=1"), *parts)
     assert [f.name for f in (project / "models").iterdir()] == ["tiny"]
+    assert not (project / "runs").exists()
+
+
+def test_encoder_weights_that_could_run_a_program_are_refused_before_a_run_begins(
+    project: Path, segdesk: Segdesk, tmp_path: Path
+) -> None:
+    file = tmp_path / "evil.pth"
+    file.write_bytes(pickle.dumps({"weights": Path}))
+    refused(segdesk("train", project, "--new", "fcn-8s", "--option", f"encoder_weights={file}",
+                    "--set", "steps=1"), "could run any program")  # fmt: skip
     assert not (project / "runs").exists()
 
 
