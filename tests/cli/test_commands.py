@@ -151,6 +151,11 @@ def test_add_says_how_masks_were_read(
     assert again.code == 0
     assert "is in the project already" in again.err
     assert "Added 0 images" in again.out
+    segdesk("new", tmp_path / "one", "--classes", "background,nucleus")
+    alone = segdesk("add", tmp_path / "one", tmp_path / "images" / "cell0.png")
+    assert alone.out.strip() == "Added 1 image, not held back to check models."
+    three = segdesk("add", tmp_path / "one", tmp_path / "images")
+    assert "Added 2 images, 1 of them held back" in three.out
 
 
 @pytest.mark.slow
