@@ -343,7 +343,8 @@ class FCN16s(FCN):
     -------------------------
     - All enlargements are fixed to bilinear unless learn_upsampling is set, as in the
       authors' published networks (the paper learns all but the last).
-    - It learns in one go (the paper: from the weights of an FCN-32s).
+    - It learns in one go (the paper: from the weights of an FCN-32s), and does not scale
+      the fourth pooling by 0.01, as the authors' at-once network does.
     """
 
     FACTOR = 16
@@ -357,7 +358,8 @@ class FCN8s(FCN):
     -------------------------
     - All enlargements are fixed to bilinear unless learn_upsampling is set, as in the
       authors' published networks (the paper learns all but the last).
-    - It learns in one go (the paper: from the weights of an FCN-16s).
+    - It learns in one go (the paper: from the weights of an FCN-16s), and does not scale
+      the fourth and third pooling by 0.01 and 0.0001, as the authors' at-once network does.
     """
 
     FACTOR = 8

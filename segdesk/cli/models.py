@@ -259,6 +259,10 @@ def _show_architecture(report: Mapping[str, Any]) -> None:
         f"--option head=A). as published: with the paper's own head, {at['head'][PUBLISHED]}."
     )
     _show_long(
+        "paper builds the network as published, but trains it with SegDesk's own settings "
+        "(optimizer, rate, loss), which can be set: segdesk settings."
+    )
+    _show_long(
         f"Computed for {at['channels']} channels, {at['classes']} classes and an image of "
         f"{at['side']} x {at['side']} pixels. GMAC: thousand million multiply-adds of a "
         "prediction. GB: what a training step keeps."

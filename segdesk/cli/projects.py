@@ -77,12 +77,18 @@ def add(
             return
         for note in added.notes:
             say(note)
-        show(f"Added {len(added.samples)} images, {held} of them held back to check models.")
+        show(_tell(len(added.samples), held))
         if not any(sample.split == "validation" for sample in store.samples()):
             say(
                 "No image is held back yet, so new models will have no score; that takes at "
                 "least three images (or groups)."
             )
+
+
+def _tell(count: int, held: int) -> str:
+    if count == 1:
+        return f"Added 1 image, {'held' if held else 'not held'} back to check models."
+    return f"Added {count} images, {held} of them held back to check models."
 
 
 def remove(

@@ -209,6 +209,9 @@ def evaluate(
         f"  frequency-weighted IoU {whole['frequency_weighted_iou']:.4f}  "
         f"mean Dice {whole['mean_dice']:.4f}"
     )
+    means = [f"{key.replace('_', ' ')} {v:.4f}" for key, v in scores["image_means"].items()]
+    figures = ", ".join(means).replace("iou", "IoU").replace("dice", "Dice")
+    show(f"The same of each image by itself, then the mean over images: {figures}")
     if instances:
         _show_objects(scores["objects"], over)
 

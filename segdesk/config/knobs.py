@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -52,9 +53,20 @@ class Knobs(BaseModel):
             field = known.get(name)
             title = field.title if field is not None and field.title else name
             raise InputError(
-                f"{title} ({name}) cannot be {first['input']!r}: "
-                f"{_begin_small(first['msg'])}{_nearest(first)}."
+                f"{title} ({name}) cannot be {first['input']!r}: {_why(first)}{_nearest(first)}."
             ) from None
+
+
+def _why(refused: ErrorDetails) -> str:
+    """Say what may be given; of names, first the one that is spelled nearly so."""
+    if refused["type"] in ("enum", "literal_error"):
+        choices = re.findall("'([^']*)'", refused["ctx"]["expected"])
+        lower = {choice.lower(): choice for choice in choices}
+        # Nearer than usual, or who asks for a gpu is offered the cpu.
+        near = difflib.get_close_matches(str(refused["input"]).lower(), lower, n=1, cutoff=0.7)
+        if near:
+            return f"did you mean {lower[near[0]]!r}? {refused['msg']}"
+    return _begin_small(refused["msg"])
 
 
 def _nearest(refused: ErrorDetails) -> str:

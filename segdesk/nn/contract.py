@@ -208,7 +208,8 @@ def check_imports(spec: ModelSpec, _folder: Path) -> None:
     own = spec.build.__module__.partition(".")[0]
     for node in ast.walk(ast.parse(Path(file).read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            names = [node.module or own]
+            # What is relative cannot leave the package.
+            names = [own if node.level else node.module or ""]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:

@@ -93,7 +93,7 @@ def cross_entropy(
         Float (K,): pixels of a class count this much. The mean is over the pixels and
         not over these, so that larger ones make a larger loss.
     """
-    known = _known_labels(maps, labels, weights)
+    maps, known = _known(maps, labels, weights)
     by_class = _by_class(maps, 1.0, 1.0, class_weights)
     return _mean(by_class[known] * F.cross_entropy(maps, known, reduction="none"), weights)
 
@@ -157,7 +157,7 @@ def focal_loss(
         g; 0 is cross entropy, and the larger, the less pixels count that are right
         already.
     """
-    known = _known_labels(maps, labels, weights)
+    maps, known = _known(maps, labels, weights)
     log_q = F.log_softmax(maps, 1).gather(1, known[:, None])[:, 0]
     # Not quite 0, where a power below 1 has no slope.
     miss = (-torch.expm1(log_q)).clamp_min(1e-6)
@@ -180,10 +180,10 @@ def border_cross_entropy(
     (1 without), w0 ``height``, s ``sigma``, and d1 and d2 from :func:`border_weights`.
     Objects nobody has spoken about are none.
     """
-    known = _known_labels(maps, labels, weights)
+    maps, known = _known(maps, labels, weights)
     by_class = _by_class(maps, 1.0, 1.0, class_weights)
     # Distances are scipy's work, and so the processor's.
-    objects = torch.where(weights > 0, known, 0).cpu().numpy()
+    objects = known.cpu().numpy()
     border = np.stack([border_weights(plane, height, sigma) for plane in objects])
     counts = by_class[known] + torch.from_numpy(border).to(maps.device, maps.dtype)
     return _mean(counts * F.cross_entropy(maps, known, reduction="none"), weights)
@@ -310,9 +310,14 @@ def median_frequency(labels: Iterable[Tensor], weights: Iterable[Tensor], classe
 # What they share -------------------------------------------------------------------
 
 
-def _known_labels(maps: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Return int64 labels that are classes everywhere, 0 where nothing is known."""
-    return torch.where(weights > 0, labels.long(), 0).clamp_(0, maps.shape[1] - 1)
+def _known(maps: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return maps and int64 labels that are classes everywhere, 0 where nothing is known.
+
+    So that what a network made of those pixels, NaN among it, reaches no loss or gradient.
+    """
+    is_known = weights > 0
+    truth = torch.where(is_known, labels.long(), 0).clamp_(0, maps.shape[1] - 1)
+    return torch.where(is_known[:, None], maps, 0), truth
 
 
 def _mean(losses: Tensor, weights: Tensor) -> Tensor:
@@ -331,7 +336,8 @@ def _by_class(
 def _truth_and_prediction(maps: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return p and q, (N, classes that count, H, W), 0 where nothing is known."""
     classes = maps.shape[1]
-    truth = F.one_hot(_known_labels(maps, labels, weights), classes).permute(0, 3, 1, 2)
+    maps, labels = _known(maps, labels, weights)
+    truth = F.one_hot(labels, classes).permute(0, 3, 1, 2)
     known = (weights > 0)[:, None]
     first = 1 if classes == 2 else 0
     p = torch.where(known, truth.to(maps.dtype), 0)[:, first:]

@@ -39,7 +39,9 @@ class ModelSpec:
         ``build(in_channels, classes, **options)`` makes an untrained
         :class:`~segdesk.nn.segmenter.Segmenter`.
     stride
-        Height and width of the input must be multiples of this, in pixels.
+        Height and width of the input are made multiples of this, in pixels. At most so much
+        is needed: some architectures take other sizes too, and no check sees a larger number
+        than need be.
     options
         Every option ``build`` takes, with the paper's values. ``head`` and
         ``activation`` are always among them.
@@ -48,7 +50,8 @@ class ModelSpec:
     deviations
         Where this differs from the paper, a sentence each; see :func:`deviations_of`.
     min_size
-        Height and width of the input must be at least this, in pixels.
+        Height and width of the input are at least this, in pixels; as with the stride, less
+        may do.
     initialisation
         How the convolutions of the decoder are drawn; where it has none, those of the head.
     has_dropout

@@ -16,7 +16,7 @@ from segdesk.core.errors import InputError
 from segdesk.io.atomic import atomic_write_bytes, atomic_write_text
 from segdesk.io.packages import CARD, WEIGHTS, hash_weights, read_card
 from segdesk.nn.heads import HeadKind
-from segdesk.nn.outline import build_outline, outline, shapes_of, without_head
+from segdesk.nn.outline import Shapes, build_outline, outline, shapes_of, without_head
 from segdesk.nn.registry import architectures, build_network, find_architecture
 from segdesk.nn.spec import ModelSpec
 
@@ -92,7 +92,7 @@ def load_weights(network: nn.Module, path: Path, card: ModelCard) -> None:
             f"The weights of {name!r} do not fit the network its card describes: tensors "
             + ", ".join(parts)
             + "."
-            + (_other_classes(tensors, card) or _what_fits(tensors, card))
+            + (_other_classes(tensors, card) or _what_fits(tensors, card, shapes_of(wanted)))
         )
     network.load_state_dict(tensors, strict=True)
 
@@ -114,8 +114,14 @@ def _other_classes(tensors: dict[str, Tensor], card: ModelCard) -> str:
     return ""
 
 
-def _what_fits(tensors: dict[str, Tensor], card: ModelCard) -> str:
-    """Say which installed architecture has exactly these tensors, if one has."""
+def _what_fits(tensors: dict[str, Tensor], card: ModelCard, own: Shapes) -> str:
+    """Say which installed architecture has these tensors, exactly or nearly.
+
+    Parameters
+    ----------
+    own
+        What the network has that the card describes.
+    """
     shapes = shapes_of(tensors)
     body = without_head(shapes)
     size = card.channels, len(card.classes)
@@ -130,7 +136,23 @@ def _what_fits(tensors: dict[str, Tensor], card: ModelCard) -> str:
                         f" They are those of {name} ({variant}, head {head}): correct the "
                         "card, or choose the model they belong to."
                     )
-    return _most_like(body.keys(), card)
+    return _nearly_own(shapes, own, card) or _most_like(body.keys(), card)
+
+
+def _nearly_own(shapes: Shapes, own: Shapes, card: ModelCard) -> str:
+    """Say how many tensors lack or are too many, if the others are the network's own."""
+    common = shapes.items() & own.items()
+    missing, extra = len(own) - len(common), len(shapes) - len(common)
+    has_odd = any(shapes[name] != own[name] for name in shapes.keys() & own.keys())
+    if has_odd or len(common) < LIKE * (len(common) + missing + extra):
+        return ""
+    parts = [f"but {missing} {_is(missing)} missing"] if missing else []
+    parts += [f"and {extra} {_is(extra)} too many"] if extra else []
+    return f" They are those of {card.architecture}, {' '.join(parts)}: copy the model again."
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _most_like(found: AbstractSet[str], card: ModelCard) -> str:
@@ -146,11 +168,9 @@ def _most_like(found: AbstractSet[str], card: ModelCard) -> str:
     best = max(names, key=lambda one: (likeness(*one), one[0] == card.architecture))
     if likeness(*best) < LIKE:
         return " They fit no architecture that is installed here; choose another model."
-    if best[0] == card.architecture:
-        return " The file is incomplete, or of another variant; copy the model again."
     return (
         f" By their names they are those of {best[0]}, of another size, or not all of them: "
-        "choose the model they belong to."
+        "correct the card, or choose the model they belong to."
     )
 
 

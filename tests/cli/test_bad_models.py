@@ -27,11 +27,16 @@ from segdesk.nn.weights import save_model
 Segdesk = Callable[..., Any]
 
 
-def package(folder: Path, architecture: str, classes: tuple[str, ...] = ("background", "nucleus")):  # type: ignore[no-untyped-def]
+def package(  # type: ignore[no-untyped-def]
+    folder: Path,
+    architecture: str,
+    classes: tuple[str, ...] = ("background", "nucleus"),
+    **options: Any,
+):
     card = ModelCard(
         name=folder.name,
         architecture=architecture,
-        options=resolve_options(find_architecture(architecture), "small", {}),
+        options=resolve_options(find_architecture(architecture), "small", options),
         classes=classes,
         colors=("#000000",) * len(classes),
         channels=1,
@@ -77,16 +82,46 @@ def test_a_card_with_more_classes_than_its_weights_is_told_so(
             "They tell 2 classes apart and the card names 3: correct the card's")  # fmt: skip
 
 
-def test_missing_tensors_are_counted(
+@pytest.mark.parametrize("options", [{}, {"width": 12}])
+def test_tensors_that_lack_or_are_too_many_are_counted(
+    tmp_path: Path,
+    segdesk: Segdesk,
+    disc_files: Callable[..., list[Path]],
+    options: dict[str, Any],
+) -> None:
+    disc_files(1)
+    model = package(tmp_path / "mine", "unet", **options)
+    whole = load_file(model / "weights.safetensors")
+    names = ["encoder.blocks.0.0.weight", "encoder.blocks.1.0.weight"]
+
+    def says(without: int, *more: str) -> str:
+        tensors = {k: v for k, v in whole.items() if k not in names[:without]}
+        tensors |= {name: torch.zeros(3) for name in more}
+        save_file(tensors, model / "weights.safetensors")
+        answer = judge(segdesk, tmp_path, model)
+        refused(answer, "do not fit the network its card describes")
+        return str(answer.err)
+
+    again = ": copy the model again."
+    assert f"1 missing (first: {names[0]}). They are those of unet, but 1 is missing{again}" in (
+        says(1)
+    )
+    assert f"They are those of unet, but 2 are missing{again}" in says(2)
+    for name in ("odd", "head.odd"):
+        assert f"They are those of unet, and 1 is too many{again}" in says(0, name)
+    both = f"They are those of unet, but 1 is missing and 2 are too many{again}"
+    assert both in says(1, "odd", "head.odd")
+
+
+def test_weights_of_another_size_are_told_so(
     tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
 ) -> None:
     disc_files(1)
     model = package(tmp_path / "mine", "unet")
-    tensors = load_file(model / "weights.safetensors")
-    del tensors["encoder.blocks.0.0.weight"]
-    save_file(tensors, model / "weights.safetensors")
-    refused(judge(segdesk, tmp_path, model), "1 missing (first: encoder.blocks.0.0.weight)",
-            "The file is incomplete, or of another variant; copy the model again.")  # fmt: skip
+    other = package(tmp_path / "other", "unet", width=20)
+    shutil.copyfile(other / "weights.safetensors", model / "weights.safetensors")
+    refused(judge(segdesk, tmp_path, model),
+            "they are those of unet, of another size, or not all of them: correct the")  # fmt: skip
 
 
 def test_weights_of_another_architecture_are_named_though_some_lack(

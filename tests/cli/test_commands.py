@@ -116,6 +116,12 @@ def test_a_model_can_be_judged_on_folders(project: Path, segdesk: Cli, tmp_path:
     assert f"Dice {done.json['dice']:.4f}" in plain.out
     assert f"mean IoU {done.json['dataset']['mean_iou']:.4f}" in plain.out
     assert "means over background, nucleus" in plain.out
+    [line] = [line for line in plain.out.splitlines() if "of each image by itself" in line]
+    figures = dict(part.rsplit(" ", 1) for part in line.partition(": ")[2].split(", "))
+    names = ("pixel accuracy", "mean accuracy", "mean IoU", "frequency weighted IoU", "mean Dice")
+    means = done.json["image_means"]
+    assert figures == {name: f"{means[name.lower().replace(' ', '_')]:.4f}" for name in names}
+    assert means != done.json["dataset"]
     assert "objects" not in done.json
     judged = segdesk("evaluate", "--model", model, "--images", tmp_path / "images",
                      "--masks", tmp_path / "masks", "--instances", "--json")  # fmt: skip
@@ -145,6 +151,11 @@ def test_add_says_how_masks_were_read(
     assert again.code == 0
     assert "is in the project already" in again.err
     assert "Added 0 images" in again.out
+    segdesk("new", tmp_path / "one", "--classes", "background,nucleus")
+    alone = segdesk("add", tmp_path / "one", tmp_path / "images" / "cell0.png")
+    assert alone.out.strip() == "Added 1 image, not held back to check models."
+    three = segdesk("add", tmp_path / "one", tmp_path / "images")
+    assert "Added 2 images, 1 of them held back" in three.out
 
 
 @pytest.mark.slow

@@ -145,6 +145,7 @@ def test_an_architecture_is_shown_in_plain_text(segdesk: Cli) -> None:
     assert ["option width", "16", "64", "64"] in rows
     assert ["option dropout", "0.1", "0.5", "0.5"] in rows
     assert "- Batch norm behind every 3x3 convolution (the paper has none)." in shown.out
+    assert "paper builds the network as published, but trains it with SegDesk's own" in shown.out
     assert not set('{}[]"') & set(shown.out)
 
 

@@ -11,6 +11,7 @@ import pytest
 from segdesk.config.app import AppSettings
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.knobs import Knobs, extra, parse_assignments
+from segdesk.config.model import NewModelConfig
 from segdesk.config.refinement import CrfConfig
 from segdesk.config.training import TrainingConfig
 from segdesk.core.errors import InputError
@@ -50,7 +51,22 @@ def test_what_is_written_is_read_back(config: type[Knobs]) -> None:
             {"tile_size": "100"},
             r"Tile size \(tile_size\) cannot be '100': .* 16; the nearest is 96\.",
         ),
-        (InferenceConfig, {"device": "gpu"}, r"Device \(device\) cannot be 'gpu'.*cpu"),
+        (InferenceConfig, {"device": "gpu"}, r"Device \(device\) cannot be 'gpu': input .*cpu"),
+        (
+            InferenceConfig,
+            {"device": "CUDA"},
+            r"cannot be 'CUDA': did you mean 'cuda'\? Input .* 'mps'\.$",
+        ),
+        (
+            TrainingConfig,
+            {"loss": "dise"},
+            r"Loss \(loss\) cannot be 'dise': did you mean 'dice'\? Input .*'focal'",
+        ),
+        (TrainingConfig, {"loss": 3}, r"Loss \(loss\) cannot be 3: input should be .*'focal'"),
+        (NewModelConfig, {"variant": "papper"}, "'papper': did you mean 'paper'.*'small'"),
+        (NewModelConfig, {"variant": "big"}, "'big': input should be 'small' or 'paper'"),
+        (NewModelConfig, {"head": "c"}, "'c': did you mean 'C'"),
+        (NewModelConfig, {"activation": "leaky-relu"}, "did you mean 'leaky_relu'.*'gelu'"),
         (TrainingConfig, {"learning_rate": "0"}, r"Learning rate .* cannot be '0'"),
         (TrainingConfig, {"learning_rate": "nan"}, r"Learning rate .* cannot be 'nan'"),
         (TrainingConfig, {"steps": "many"}, r"Steps .* cannot be 'many'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from segdesk.nn.contract import build, check_everything
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,16 +36,25 @@ print(json.dumps(said))
 """
 
 
-@pytest.fixture
-def installed(tmp_path: Path) -> dict[str, str]:
-    """Install the architecture that CONTRIBUTING shows, as pip would lay it out."""
+def code_shown() -> str:
+    """Return the architecture that CONTRIBUTING shows."""
     page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert code is not None
+    return code[1]
+
+
+def write_package(folder: Path, files: dict[str, str]) -> None:
+    folder.mkdir(parents=True)
+    for name, code in {"__init__.py": "", **files}.items():
+        (folder / name).write_text(code, "utf-8")
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> dict[str, str]:
+    """Install the architecture that CONTRIBUTING shows, as pip would lay it out."""
     site = tmp_path / "site"
-    (site / "my_package").mkdir(parents=True)
-    (site / "my_package" / "__init__.py").touch()
-    (site / "my_package" / "tinynet.py").write_text(code[1], "utf-8")
+    write_package(site / "my_package", {"tinynet.py": code_shown()})
     info = site / "my_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
@@ -78,3 +90,19 @@ def test_it_passes_the_contract_and_trains_and_predicts_like_any_other(
     card = json.loads((tmp_path / "p.segdesk/models/tinynet-r1/card.json").read_text("utf-8"))
     assert (card["architecture"], card["options"]["head"]) == ("tinynet", "C")
     assert card["options"]["width"] == 8
+
+
+def test_a_package_of_two_files_keeps_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, code = "nn.Conv2d(width, width, 3, padding=1)", code_shown()
+    assert code.count(layer) == 1
+    files = {
+        "net.py": "from .blocks import block\n" + code.replace(layer, "block(width)"),
+        "blocks.py": f"from torch import nn\n\n\ndef block(width):\n    return {layer}\n",
+    }
+    write_package(tmp_path / "package_of_two_files", files)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = importlib.import_module("package_of_two_files.net").SPEC
+    assert sum(p.numel() for p in build(spec).decoder.parameters()) == 8 * 8 * 9 + 8
+    check_everything(spec, tmp_path)

@@ -40,6 +40,32 @@ def test_the_vgg_trunk_is_the_published_one(batch_norm: bool, expected: int) -> 
         assert count_parameters(vgg_trunk(3, batch_norm=batch_norm)) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vgg16", 138_357_544),
+        ("vgg16_bn", 138_365_992),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("vit_base_patch16_224", 86_567_656),
+        ("swin_tiny_patch4_window7_224", 28_288_354),
+        ("pvt_v2_b3", 45_238_696),
+    ],
+)
+def test_with_a_classifier_of_1000_it_is_the_published_network(name: str, expected: int) -> None:
+    with torch.device("meta"):
+        theirs = import_timm().create_model(name)
+        assert count_parameters(theirs) == expected
+        behind = [theirs.get_classifier()]
+        ours: nn.Module
+        if name.startswith("vgg"):
+            ours = vgg_trunk(3, batch_norm=name.endswith("_bn"))
+            behind.append(theirs.pre_logits)
+        else:
+            ours = TimmEncoder(name, 3, [len(theirs.feature_info) - 1])
+    assert sum(map(count_parameters, (ours, *behind))) == expected
+
+
 def test_a_narrow_vgg_keeps_the_layout() -> None:
     narrow, wide = vgg_trunk(3, width=8), vgg_trunk(3, width=16)
     assert [type(a) for a in narrow] == [type(b) for b in wide]

@@ -199,6 +199,24 @@ def test_pixels_nobody_spoke_about_do_not_matter(loss: Any, classes: int) -> Non
 
 
 @every
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_maps_that_are_no_numbers_do_not_matter_there_either(loss: Any, odd: float) -> None:
+    maps, labels, weights = random_example(3)
+    expected = loss(maps, labels, weights)
+    silent = (weights == 0)[:, None]
+    for channels in (slice(None), slice(1)):  # all maps, and one of them
+        broken = maps.clone()
+        broken[:, channels] = torch.where(silent, odd, maps[:, channels])
+        broken.requires_grad_()
+        found = loss(broken, labels, weights)
+        found.backward()
+        assert found.item() == expected.item()
+        assert broken.grad is not None
+        assert torch.isfinite(broken.grad).all()
+        assert (broken.grad[silent.expand_as(maps)] == 0).all()
+
+
+@every
 def test_one_supervised_pixel_says_as_much_in_a_large_image(loss: Any) -> None:
     """A single stroke must not drown among pixels nobody looked at."""
     torch.manual_seed(0)

@@ -13,10 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from segdesk.config.training import TrainingConfig
 from segdesk.core.run import RunState
 from segdesk.jobs.control import RunControl
 from segdesk.jobs.messages import AnyEvent, Evaluated, Finished, Progressed, Said, Stepped
+from segdesk.nn import contract
+from segdesk.nn.outline import build_outline
+from segdesk.nn.registry import architectures
 from segdesk.nn.weights import load_model
+from segdesk.training.optimizing import make_optimizer
 from segdesk.training.run import run_folder
 
 Train = Callable[..., Any]
@@ -308,6 +313,45 @@ def test_each_part_learns_at_its_own_rate(
     expected |= dict.fromkeys(still, 0.0)
     assert moved == pytest.approx(expected, rel=0.02, abs=1e-9)
     assert [e.learning_rate for e in done.events if isinstance(e, Stepped)] == [pytest.approx(1e-3)]
+
+
+#: How fast each part learns by recipe, times the learning rate; a standard encoder at a tenth.
+RATES = {
+    "full": {"encoder": 0.5, "decoder": 1.0, "head": 10.0},
+    "standard": {"encoder": 0.05, "decoder": 1.0, "head": 10.0},
+    "decoder": {"decoder": 1.0, "head": 10.0},
+    "head": {"head": 10.0},
+}
+
+
+@pytest.mark.parametrize("name", list(architectures()))
+def test_each_part_of_every_architecture_learns_at_its_own_rate_or_not_at_all(name: str) -> None:
+    spec = architectures()[name]
+    network = build_outline(spec, 3, 2, {**spec.options, **spec.small}).train()
+    image = torch.empty(2, 3, contract.side(spec), contract.side(spec), device="meta")
+    for recipe, rates in RATES.items():
+        config = TrainingConfig(
+            recipe=recipe, learning_rate=1e-2, encoder_rate=0.5, head_rate=10, warm_up=0
+        )
+        optimizer, _ = make_optimizer(network, config)
+        found = [(id(p), group["lr"]) for group in optimizer.param_groups for p in group["params"]]
+        expected = [
+            (id(p), pytest.approx(1e-2 * rate))
+            for part, rate in rates.items()
+            for p in network.get_submodule(part).parameters()
+        ]
+        assert found == expected
+        assert len(dict(found)) == len(found)
+        frozen = RATES["full"].keys() - rates.keys()
+        if not frozen:
+            assert len(found) == len(list(network.parameters()))
+            continue
+        network.zero_grad(set_to_none=True)
+        maps: Any = network.training_maps(image)
+        sum(one.sum() for _, one in maps).backward()
+        for part in frozen:
+            assert all(p.grad is None for p in network.get_submodule(part).parameters())
+        assert any(p.grad is not None for p in network.get_submodule("head").parameters())
 
 
 def start_from(folder: Path, encoder_weights: str) -> list[AnyEvent]:
