@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
     parser.add_argument("--architectures", nargs="+")
@@ -178,6 +178,7 @@ def main() -> None:
             lines.write(json.dumps(cell) + "\n")
         sys.stdout.write(f"{values}: Dice {cell['dice']:.4f}, {cell['seconds']} s\n")
         sys.stdout.flush()
+    done = [cell for cell in done if cell["steps"] == arguments.steps]
     (arguments.out / "table.md").write_text(table(done), "utf-8")
     for dataset, architecture in sorted({(c["dataset"], c["architecture"]) for c in done}):
         chosen = [c for c in done if (c["dataset"], c["architecture"]) == (dataset, architecture)]
@@ -201,17 +202,18 @@ def near_half(cells: list[dict[str, Any]], key: str) -> float:
 
 
 def table(cells: list[dict[str, Any]]) -> str:
-    """Return a Markdown table: Dice per cell, mean and range over the seeds."""
-    lines = [
-        "| data | architecture | head | activation | Dice, mean | of seeds | wrong pixels at "
-        "0.2 to 0.8 | right pixels there |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """Return a Markdown table: Dice per cell, mean and of each seed."""
+    numbers = sorted({cell["seed"] for cell in cells})
+    columns = ["data", "architecture", "head", "activation", "Dice, mean",
+               *(f"seed {number}" for number in numbers),
+               "wrong pixels at 0.2 to 0.8", "right pixels there"]  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for (dataset, architecture, head, activation), seeds in sorted(group(cells).items()):
-        dice = [cell["dice"] for cell in seeds]
+        dice = {cell["seed"]: cell["dice"] for cell in seeds}
         lines.append(
-            f"| {dataset} | {architecture} | {head} | {activation} | {np.mean(dice):.3f} | "
-            + ", ".join(f"{d:.3f}" for d in dice)
+            f"| {dataset} | {architecture} | {head} | {activation} | "
+            + f"{np.mean(list(dice.values())):.3f} | "
+            + " | ".join(f"{dice[n]:.3f}" if n in dice else "" for n in numbers)
             + f" | {near_half(seeds, 'wrong'):.0%} | {near_half(seeds, 'right'):.0%} |"
         )
     return "\n".join(lines) + "\n"
