@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QVBoxLayout
 from segdesk import __version__
 
 CARD_WIDTH = 620
+MARGIN = 32
 SHOWN_RECENT = 5
 
 STYLE = """
@@ -63,7 +64,7 @@ class StartPage(QWidget):
         outer.addWidget(card, 0, Qt.AlignmentFlag.AlignHCenter)
         outer.addStretch(2)
         layout = QVBoxLayout(card)
-        layout.setContentsMargins(32, 28, 32, 28)
+        layout.setContentsMargins(MARGIN, 28, MARGIN, 28)
         layout.setSpacing(10)
         layout.addLayout(_heading(icon))
         self.busy = QLabel()
@@ -103,15 +104,13 @@ class StartPage(QWidget):
 
     def say_busy(self, text: str) -> None:
         """Say what is waited for, instead of offering something; nothing to offer it again."""
-        self.busy.setText(text)
-        self.busy.setVisible(bool(text))
+        _say(self.busy, text)
         for part in (*self.findChildren(QPushButton), *self.findChildren(QLabel, "section")):
             part.setVisible(not text)
 
     def say_problem(self, text: str) -> None:
         """Say what went wrong: napari's messages lie under this page. Nothing for no text."""
-        self.problem.setText(text)
-        self.problem.setVisible(bool(text))
+        _say(self.problem, text)
 
     def show_recent(self, projects: Sequence[Path]) -> None:
         """List the projects opened last; those that are gone are left out."""
@@ -138,6 +137,13 @@ class StartPage(QWidget):
             if parent is not None:
                 self.setGeometry(parent.rect())
         return super().eventFilter(watched, event)
+
+
+def _say(label: QLabel, text: str) -> None:
+    label.setText(text)
+    # The card is laid out without a thought for lines that wrap.
+    label.setMinimumHeight(label.heightForWidth(CARD_WIDTH - 2 * MARGIN) if text else 0)
+    label.setVisible(bool(text))
 
 
 def _heading(icon: Path) -> QHBoxLayout:
