@@ -283,9 +283,10 @@ def test_a_project_in_use_elsewhere_is_refused_and_the_open_one_stays(
 
 
 OPEN_AND_LIST = """
+import gc
 import sys
-from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QTabBar
+from qtpy.QtCore import QEventLoop, QTimer
+from qtpy.QtWidgets import QApplication, QTabBar
 import segdesk.app.window as module
 
 class Window(module.DesktopWindow):
@@ -310,13 +311,19 @@ class Window(module.DesktopWindow):
 module.DesktopWindow = Window
 from segdesk.app.main import run_app
 run_app(sample=True)
+gc.collect()
+loop = QEventLoop()
+QTimer.singleShot(500, loop.quit)
+loop.exec()  # what is to be deleted goes in it
+print("left", [type(widget).__name__ for widget in QApplication.topLevelWidgets()])
 """
 
 
 @pytest.mark.slow
-def test_a_real_start_leaves_torch_out_of_its_process_and_has_every_tab_once(home: Path) -> None:
+def test_a_real_start_loads_no_torch_has_every_tab_once_and_leaves_no_widget(home: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", OPEN_AND_LIST], capture_output=True, text=True, timeout=600
     )
     assert "shown []" in done.stdout, done.stderr
     assert "tabs ['Predict', 'layer controls']" in done.stdout
+    assert "left []" in done.stdout
