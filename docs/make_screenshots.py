@@ -24,6 +24,7 @@ def main() -> None:
 
     from segdesk.app.window import DesktopWindow
     from segdesk.core.run import RunState
+    from segdesk.core.sample import Split
     from segdesk.io.masks import read_mask
     from segdesk.session.correcting import Correction
     from segdesk.session.sample_project import sample_images
@@ -75,7 +76,11 @@ def main() -> None:
     window.workbench.raise_panel("Correct")
     grab("correct")
 
-    names = {image.name for image in sample_images() if image.role == "correct"}
+    names = {
+        image.name
+        for image in sample_images()
+        if image.role == "correct" or image.split is Split.VALIDATION
+    }
     for sample in session.store.samples():
         if sample.path.stem in names and sample.reference is not None:
             truth = read_mask(sample.reference, session.store.classes, sample.shape).labels
@@ -116,7 +121,7 @@ def main() -> None:
     window.workbench.raise_panel("Trust")
     trust.scope.setCurrentIndex(1)
     trust.scope.activated.emit(1)
-    wait(lambda: "6 images" in trust.summary.text())
+    wait(lambda: f"{len(names)} images" in trust.summary.text())
     grab("trust")
     window.main.close()
     application.processEvents()
