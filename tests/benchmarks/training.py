@@ -419,6 +419,8 @@ def measure_window(seconds: float) -> None:
             loop.settle(0.1)
         spend("a run is shown")
         training.stop_now(opened, run.id)
+        while training.is_under_way(opened):  # else closing asks what shall become of it
+            loop.settle(0.1)
         window.main.close()
         loop.settle(1)
 
