@@ -8,7 +8,7 @@ from typing import Final
 
 from segdesk.core.enlarging import span
 from segdesk.core.prediction import Prediction
-from segdesk.core.sample import Sample, Status
+from segdesk.core.sample import Sample, Split, Status
 from segdesk.inference.regions import Region, find_regions_of_stack
 from segdesk.io.labels import read_plane
 from segdesk.session.predicting import current_prediction, read_provenance
@@ -16,6 +16,8 @@ from segdesk.session.session import Session
 
 #: What the writer of a prediction may have left beside its uncertainty.
 REGIONS_FILE: Final = "regions.json"
+#: Added to why an image that is held back comes first.
+CHECKS: Final = ", and it is held back: with one of those labelled, new models can be judged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +31,25 @@ class Suggestion:
 def next_samples(session: Session, count: int = 1, skip: str = "") -> list[Suggestion]:
     """Return the images most worth a look, the most uncertain first.
 
-    Accepted images are done. Images without a prediction come last.
+    Accepted images are done. Images without a prediction come last. Where some are labelled
+    to learn from and none of those held back, these come first: without one, nobody can tell
+    whether a new model is better.
 
     Parameters
     ----------
     skip
         Id of the image already on screen.
     """
-    open_ = [s for s in session.store.samples() if s.status is not Status.ACCEPTED and s.id != skip]
-    open_.sort(key=lambda s: -1.0 if s.score is None else s.score, reverse=True)
-    return [Suggestion(s, _why(s)) for s in open_[:count]]
+    samples = session.store.samples()
+    labelled = {s.split for s in samples if s.status in (Status.CORRECTED, Status.ACCEPTED)}
+    wanted = Split.VALIDATION if labelled == {Split.TRAIN} else None
+
+    def rank(sample: Sample) -> tuple[bool, float]:
+        return sample.split is wanted, -1.0 if sample.score is None else sample.score
+
+    open_ = [s for s in samples if s.status is not Status.ACCEPTED and s.id != skip]
+    open_.sort(key=rank, reverse=True)
+    return [Suggestion(s, _why(s) + (CHECKS if s.split is wanted else "")) for s in open_[:count]]
 
 
 def read_regions(prediction: Prediction, shape: tuple[int, ...]) -> list[Region]:

@@ -151,6 +151,28 @@ def test_predictions_are_kept_per_model_and_score_the_one_in_use(
     assert next_samples(session)[0].sample == worst
 
 
+def test_an_image_held_back_comes_first_while_none_of_them_is_labelled(
+    session: Session, tiny: str, events: list[AnyEvent], disc_files: Callable[..., list[Path]]
+) -> None:
+    paths = disc_files(4)
+    splits = (Split.TRAIN, Split.TRAIN, Split.VALIDATION, Split.VALIDATION)
+    new = [NewImage(path, split=split) for path, split in zip(paths, splits, strict=True)]
+    samples = add_images(session, new).samples
+    request(session, samples, InferenceConfig(device="cpu"))
+    by_score = sorted(session.store.samples(), key=lambda s: s.score or 0, reverse=True)
+    assert [s.sample for s in next_samples(session, 4)] == by_score
+    Correction(session, samples[0]).accept()
+    first, second, third = next_samples(session, 4)
+    assert {first.sample.id, second.sample.id} == {samples[2].id, samples[3].id}
+    assert (first.sample.score or 0) >= (second.sample.score or 0)
+    assert "held back" in first.reason
+    assert "held back" not in third.reason
+    Correction(session, first.sample).accept()
+    assert [s.sample.id for s in next_samples(session, 2)] == [
+        s.id for s in by_score if s.id not in (samples[0].id, first.sample.id)
+    ]
+
+
 def test_a_missing_image_is_named_before_anything_starts(
     session: Session, tiny: str, events: list[AnyEvent], disc_files: Callable[..., list[Path]]
 ) -> None:
