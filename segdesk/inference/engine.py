@@ -39,7 +39,7 @@ from segdesk.nn.device import pick_device
 from segdesk.nn.fuse import fuse_batch_norm
 from segdesk.nn.weights import LoadedModel, load_model
 
-#: However long a user paints, a batch of tiles is computed every so many seconds.
+#: However long a user paints, prediction waits so many seconds at most before it goes a step on.
 LONGEST_WAIT = 1.0
 
 
