@@ -259,7 +259,7 @@ class Predictor:
             tiling = self.plan(plane.shape, config)
             todo = [tile for tile in tiling.tiles if not is_done(tiling.box(tile))]
             self._precision = self._settle(plane, tiling, len(todo), config)
-            work = _Work(plane, tiling, todo, emit)
+            work = _Work(self._model.card.name, plane, tiling, todo, emit)
             try:
                 self._work_off(work, run, view, check, progress)
                 return
@@ -444,7 +444,7 @@ class Predictor:
             return self._tried[asked]
         if asked == "single" or (asked == "auto" and waiting < TILES_WORTH_A_TRY):
             return Precision.SINGLE
-        work = _Work(plane, tiling, [], lambda box, maps: None)
+        work = _Work(self._model.card.name, plane, tiling, [], lambda box, maps: None)
         _, batch = self._load(work, [tiling.tiles[len(tiling.tiles) // 2]])
         choice = pick_precision(
             self.network,
@@ -474,11 +474,13 @@ class _Work:
 
     def __init__(
         self,
+        model: str,
         plane: Plane,
         tiling: TilePlan,
         tiles: Sequence[Tile],
         emit: Callable[[Box, Floats], None],
     ) -> None:
+        self._model = model
         self.tiling = tiling
         self.tiles = tiles
         self.has_begun = False
@@ -494,9 +496,9 @@ class _Work:
         arrays = maps.cpu().numpy()
         if not np.isfinite(arrays).all():
             raise InputError(
-                "The model gives no numbers (NaN or infinity) for a part of the image. Its weights "
-                "are damaged, or too large for half precision: set precision=single, or use "
-                "another model."
+                f"The model {self._model!r} gives no numbers (NaN or infinity) for a part of the "
+                "image. Its weights are damaged, or too large for half precision: set "
+                "precision=single, or use another model."
             )
         for tile, array in zip(tiles, arrays, strict=True):
             self._blender.add(tile, array)

@@ -172,7 +172,7 @@ def test_a_model_that_gives_no_numbers_is_not_called_sure(
     out = tmp_path / "out"
     answer = segdesk("predict", image, "--out", out, "--model", model)
     assert answer.code == 2
-    assert "gives no numbers (NaN" in answer.err.splitlines()[-1]
+    assert "'mine' gives no numbers (NaN" in answer.err.splitlines()[-1]
     assert not list(out.glob("*.tif"))
 
 

@@ -372,5 +372,5 @@ def test_a_model_that_gives_no_numbers_is_refused(
     honest: Path, refused: Callable[..., None], tmp_path: Path
 ) -> None:
     change_weights(honest, "honest", lambda weight: weight * float("nan"))
-    refused("'honest' gives no numbers for cell0.png", "--model", honest,
+    refused("'honest' gives no numbers", "--model", honest,
             "--images", tmp_path / "images", "--masks", tmp_path / "masks")  # fmt: skip
