@@ -233,7 +233,7 @@ def _show_architecture(report: Mapping[str, Any]) -> None:
         ("heads", report["heads"]),
         ("activations", report["activations"]),
         ("weights available", report["weights_available"] or "none"),
-        ("parameters no gradient reaches", report["without_gradient"] or "none"),
+        ("without gradient", report["without_gradient"] or "none"),
         ("torch.export", "possible" if report["is_exportable"] else "not possible, see below"),
     ):
         show(f"{key}: {_plain(value)}")

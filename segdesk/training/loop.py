@@ -376,6 +376,8 @@ class FineTuning:
 
     def _judge_and_keep(self, step: int) -> None:
         """Judge after ``step`` and keep the best weights."""
+        if not are_finite(self._average.mean):
+            self._leave_diverged("The weights became infinite or no numbers", step)
         try:
             with self._average.lent(self._network):
                 if not self._model.spec.needs_labels:

@@ -151,7 +151,7 @@ def test_an_architecture_is_shown_in_plain_text(segdesk: Cli) -> None:
 
 def test_parameters_that_never_learn_are_named(segdesk: Cli) -> None:
     said = lines_of(segdesk("models", "show", "swin-upernet").out)
-    assert said["parameters no gradient reaches"] == "encoder.body.norm.*"
+    assert said["without gradient"] == "encoder.body.norm.*"
     assert said["torch.export"] == "possible"
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from segdesk.config.training import LossKind
 from segdesk.core.run import RunState
 from segdesk.jobs.messages import Stepped
-from segdesk.nn.weights import LoadedModel
+from segdesk.nn.weights import LoadedModel, load_model, save_model
 from segdesk_models.unet import SPEC, UNet
 
 Train = Callable[..., Any]
@@ -43,10 +43,12 @@ def test_class_weights_are_those_of_the_images_to_learn_from(
 
     # A network that says "nucleus" with logit 2 whatever it sees, so that losses are known.
     base = make_model(tmp_path / "m")
-    tensors = load_file(base / "weights.safetensors")
-    tensors["head.branches.0.output.weight"].zero_()
-    tensors["head.branches.0.output.bias"].copy_(torch.tensor([0.0, 2.0]))
-    save_file(tensors, base / "weights.safetensors")
+    model = load_model(base)
+    output = model.network.get_submodule("head.branches.0.output")
+    with torch.no_grad():
+        output.get_parameter("weight").zero_()
+        output.get_parameter("bias").copy_(torch.tensor([0.0, 2.0]))
+    save_model(base, model.network, model.card)
     settings = {"supervise": quarter, "splits": "tv", "size": 32, "augment": "none", "steps": 1}
     plain, balanced = (
         train(kind, base, loss="cross_entropy", class_weights=kind, **settings).losses
