@@ -228,10 +228,8 @@ def make_model() -> Callable[..., Path]:
 def on_disk() -> Callable[[Path], dict[str, str]]:
     """List a folder with the hash of every file: equal lists, nothing changed.
 
-    Left out are a project's lock file and what SQLite keeps beside a database
-    while it is looked at: they say nothing and may stay.
+    Left out is a project's lock file, which says nothing and may stay.
     """
-    housekeeping = (".lock", "project.db-wal", "project.db-shm")
 
     def listing(folder: Path) -> dict[str, str]:
         return {
@@ -239,7 +237,7 @@ def on_disk() -> Callable[[Path], dict[str, str]]:
                 hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
             )
             for path in sorted(folder.rglob("*"))
-            if path.name not in housekeeping
+            if path.name != ".lock"
         }
 
     return listing

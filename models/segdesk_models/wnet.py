@@ -195,9 +195,6 @@ class WNet(Segmenter):
 
     Deviations from the paper
     -------------------------
-    - Each step lowers the sum of the normalised cut and the reconstruction error (the paper
-      takes two steps in turn: one for the cut, which moves the first U-Net, and one for the
-      reconstruction, which moves both).
     - It makes 8 segments, or one per class if there are more classes, and merges those of the
       most similar mean colour until there is one per class (the paper merges them by the
       strength of the outlines between them).
@@ -262,27 +259,30 @@ class WNet(Segmenter):
         """
         self.order.copy_(self.order[order.to(self.order.device)])
 
-    def own_loss(self, image: Tensor) -> Tensor:
-        """Return the soft normalised cut plus the error of the reconstructed image.
-
-        While it learns, which segments are merged is kept up to date.
+    def own_loss(self, image: Tensor, turn: int) -> Tensor:
+        """Return one of the two losses that are lowered in turn, as in the paper's algorithm.
 
         Parameters
         ----------
         image
             Shape (N, C, H, W), scaled to 0..1, shifted, divided by 0.25.
+        turn
+            0: the soft normalised cut, which moves U-Enc; while it learns, which segments
+            are merged is kept up to date. 1: the error of the reconstructed image, which
+            moves both U-Nets.
         """
         probabilities = torch.softmax(self.segments(image), 1)
+        if turn == 1:
+            return F.mse_loss(self.decoder.reconstruct(probabilities), image)
         if self.training:
             self._merge(probabilities.detach(), image)
-        cut = soft_ncut(
+        return soft_ncut(
             probabilities,
             image,
             intensity_sigma=self._intensity_sigma,
             spatial_sigma=self._spatial_sigma,
             radius=self._radius,
         )
-        return cut + F.mse_loss(self.decoder.reconstruct(probabilities), image)
 
     def _merge(self, probabilities: Tensor, image: Tensor) -> None:
         """Look what the segments look like, and merge those that look alike."""
@@ -353,5 +353,6 @@ SPEC = ModelSpec(
     small={"width": 16, "dropout": 0.1},
     has_dropout=True,
     needs_labels=False,
+    turns=2,
     deviations=deviations_of(WNet),
 )

@@ -15,6 +15,7 @@ from segdesk.cli.labelled import labelled
 from segdesk.config.inference import InferenceConfig
 from segdesk.core.calibration import Calibration
 from segdesk.core.errors import InputError
+from segdesk.core.prediction import COMPARABLE, ONE_PASS, UncertaintyKind
 from segdesk.inference.findings import percent
 from segdesk.io.atomic import atomic_write_text
 from segdesk.io.packages import hash_weights
@@ -35,6 +36,12 @@ def trust(
     against: str | None = typer.Option(None, "--against", help="A second model to compare with."),
     band: str = typer.Option("0.2,0.8", "--band", help="Probabilities that count as near 0.5."),
     picture: Path | None = typer.Option(None, "--picture", help="Draw it too: an SVG file."),
+    kinds: str = typer.Option(
+        ",".join(ONE_PASS),
+        "--kinds",
+        help="Uncertainties to compare, of which --keep keeps the best: "
+        f"{', '.join(COMPARABLE)}. The last two ask the model 8 times.",
+    ),
     keep: bool = typer.Option(
         False, "--keep", help="Keep the temperature and the best uncertainty for predictions."
     ),
@@ -47,6 +54,7 @@ def trust(
 
     config = InferenceConfig.from_user({"device": device})
     limits = _read_band(band)
+    wanted = _read_kinds(kinds)
     if picture is not None and picture.suffix.lower() != ".svg":
         raise InputError(f"The picture is an SVG; give {picture.name} a name that ends in .svg.")
     if (images is None) is not (masks is None):
@@ -69,7 +77,7 @@ def trust(
         )
         for entry, samples, folder in found:
             with meter(f"Judging {entry.name}") as progress:
-                findings = find_out(entry.folder, samples, config, progress=progress)
+                findings = find_out(entry.folder, samples, config, wanted, progress)
             reports.append({"model": entry.name, **findings.as_dict(limits)})
             if keep and folder is not None:
                 kept = trusting.keep(folder, entry.name, hash_weights(entry.folder), findings)
@@ -96,6 +104,18 @@ def _read_band(text: str) -> tuple[float, float]:
             "--band 0.2,0.8."
         )
     return low, high
+
+
+def _read_kinds(text: str) -> list[UncertaintyKind]:
+    """Read names with commas between them; each kind once, in the order they are compared in."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in COMPARABLE:
+            raise InputError(
+                f"The uncertainty {name!r} is none that can be compared; choose of "
+                f"{', '.join(COMPARABLE)}."
+            )
+    return [kind for kind in COMPARABLE if kind in names]
 
 
 def _require_same_classes(names: Sequence[str], classes: Sequence[tuple[str, ...]]) -> None:
@@ -180,9 +200,12 @@ def _tell_uncertainty(report: Report) -> list[str]:
             "  That is worse than chance: the model is sure of what it gets wrong here, and its "
             "uncertainty misleads."
         )
-    if report["histograms"]["of"]:
+    told = report["uncertainty"]
+    if report["histograms"]["of"] and set(told) == set(ONE_PASS):
         return [*lines, "  With two classes, margin and entropy put the pixels in the same order."]
-    others = (f"{kind} {percent(s['auroc'])}" for kind, s in report["uncertainty"].items())
+    if len(told) == 1:
+        return lines
+    others = (f"{kind} {percent(s['auroc'])}" for kind, s in told.items())
     return [*lines, f"  {best} finds them best ({', '.join(others)})."]
 
 

@@ -58,10 +58,11 @@ class InferenceConfig(Knobs):
                 "out, and shows where the answers disagree. As many times as long as there are "
                 "passes: 8 by default.",
                 "augmentation": "Asks about the image flipped and turned, and shows where the "
-                "answers disagree; the mask is their mean. 8 times as long; 4 times, flips only, "
-                "with fewer than 8 passes.",
-                "ensemble": "Asks several models, or rounds of one, and shows where they "
-                "disagree; the mask is their mean. As many times as long as there are models.",
+                "answers are unsure or disagree; the mask is their mean. 8 times as long; 4 "
+                "times, flips only, with fewer than 8 passes.",
+                "ensemble": "Asks several models, or rounds of one, and shows where they are "
+                "unsure or disagree; the mask is their mean. As many times as long as there are "
+                "models.",
             },
         },
     )

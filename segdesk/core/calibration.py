@@ -32,8 +32,8 @@ class Calibration(BaseModel):
         How well each kind of uncertainty finds the wrong pixels: area under the ROC
         curve, and the share of them among the most uncertain tenth.
     kind
-        The best of the kinds that cost one pass over the image; None where no pixel
-        was wrong.
+        The best of the kinds that were compared: those that cost one pass over the image,
+        unless others were asked for. None where no pixel was wrong.
     created
         When, ISO 8601.
     """

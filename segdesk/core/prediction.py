@@ -34,9 +34,12 @@ class UncertaintyKind(StrEnum):
     ENSEMBLE = "ensemble"
 
 
-#: Kinds that cost a single pass over the image. Evidence picks among these: what makes
-#: every prediction many times slower is for the user to choose. The first is the default.
+#: Kinds that cost a single pass over the image. Evidence picks among these, unless the user
+#: asks for others: they make every prediction many times slower. The first is the default.
 ONE_PASS: Final = (UncertaintyKind.MARGIN, UncertaintyKind.ENTROPY)
+
+#: Kinds that can be compared on labelled images: those that take no other model.
+COMPARABLE: Final = (*ONE_PASS, UncertaintyKind.DROPOUT, UncertaintyKind.AUGMENTATION)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 from segdesk import __version__
 from segdesk.core.calibration import Calibration
 from segdesk.core.errors import InputError
-from segdesk.core.prediction import ONE_PASS, UncertaintyKind
+from segdesk.core.prediction import UncertaintyKind
 from segdesk.inference.calibration import (
     FIT_PIXELS,
     TEMPERATURES,
@@ -101,15 +101,25 @@ class ImageCounts:
         read: Callable[[], Iterable[Pixels]],
         *,
         has_taught: bool = False,
+        measured: Mapping[UncertaintyKind, UncertaintyCounts] | None = None,
     ) -> ImageCounts:
-        """Count the labelled pixels of an image's planes and draw ``share`` of them."""
+        """Count the labelled pixels of an image's planes and draw ``share`` of them.
+
+        Parameters
+        ----------
+        kinds
+            Uncertainties that the probabilities tell.
+        measured
+            Others, which were counted already.
+        """
         tally, drawn = Tally(classes, kinds), []
         for probabilities, truth in planes:
             for piece in _pieces(probabilities, truth):
                 tally.add(*piece)
             chosen = draw_pixels(len(truth), max(1, share // len(planes)))
             drawn.append((probabilities[:, chosen], truth[chosen]))
-        packed = {kind: PackedCounts.of(counts) for kind, counts in tally.uncertainty.items()}
+        counted = {**tally.uncertainty, **(measured or {})}
+        packed = {kind: PackedCounts.of(counts) for kind, counts in counted.items()}
         return cls(tally.reliability, tally.view, packed, drawn, read, has_taught)
 
     def after(self, temperature: float) -> Reliability:
@@ -344,7 +354,7 @@ class Findings:
             share_of_errors={
                 str(kind): _plain(s.share_of_errors) for kind, s in self.scores.items()
             },
-            kind=_best({k: self.scores[k] for k in ONE_PASS if k in self.scores}),
+            kind=self.best,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             segdesk_version=__version__,
         )

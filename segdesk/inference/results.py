@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
@@ -30,7 +28,7 @@ from segdesk.inference.normalize import (
     pick_channels,
 )
 from segdesk.inference.predictor import Plane, Predictor
-from segdesk.inference.sampling import Sampler
+from segdesk.inference.sampling import Sampler, with_uncertainty
 from segdesk.inference.tiling import Box
 from segdesk.inference.uncertainty import uncertainty
 from segdesk.inference.writer import TIFF_PIXELS, ResultWriter
@@ -321,18 +319,12 @@ def predict_plane(
         planes[z],
         order.config,
         emit,
-        forward=lambda batch: _with_uncertainty(sampler, batch),
+        forward=lambda batch: with_uncertainty(sampler, batch),
         view=lambda: _box_of(watch.view()),
         is_done=is_done,
         check=check,
         progress=progress,
     )
-
-
-def _with_uncertainty(sampler: Sampler, batch: Tensor) -> Tensor:
-    """Return probabilities and, as the last map, the uncertainty: (N, K + 1, h, w)."""
-    probabilities, unsure = sampler(batch)
-    return torch.cat((probabilities, unsure[:, None]), 1)
 
 
 def calibrated(maps: npt.NDArray[np.float32], order: PredictOrder) -> npt.NDArray[np.float32]:

@@ -1,9 +1,11 @@
 """Class probabilities and uncertainty of a batch, by one pass or by several that may disagree.
 
-Where there are several passes, the mean of their probabilities p_t is returned, and the
-mutual information between the class and the pass: entropy(mean of p_t) - mean of
-entropy(p_t), over log K. It is 0 where the passes agree, however unsure they are, and 1
-where they contradict each other in all K classes.
+Where there are several passes, the mean of their probabilities p_t is returned. For dropout
+the uncertainty is the mutual information between the class and the pass: entropy(mean of
+p_t) - mean of entropy(p_t), over log K. It is 0 where the passes agree, however unsure they
+are, and 1 where they contradict each other in all K classes. For augmentation and ensembles
+it is entropy(mean of p_t), over log K, alone: views of an image and few models disagree in
+too few of the places where all of them are unsure (measured, see docs/benchmarks.md).
 
 - Monte Carlo dropout: Gal and Ghahramani, Dropout as a Bayesian Approximation, ICML 2016;
   the mutual information: Houlsby et al., Bayesian Active Learning for Classification and
@@ -11,8 +13,7 @@ where they contradict each other in all K classes.
 - Test-time augmentation: Wang et al., Aleatoric Uncertainty Estimation with Test-Time
   Augmentation, Neurocomputing 338, 2019.
 - Ensembles: Lakshminarayanan, Pritzel and Blundell, Simple and Scalable Predictive
-  Uncertainty Estimation Using Deep Ensembles, NeurIPS 2017. Their uncertainty here is the
-  entropy of the mean.
+  Uncertainty Estimation Using Deep Ensembles, NeurIPS 2017.
 """
 
 from __future__ import annotations
@@ -96,15 +97,21 @@ def make_sampler(
     """
     network = networks[0]
     if kind is UncertaintyKind.DROPOUT:
-        return _Several(_dropout(network, passes, seed), passes)
+        return _Several(_dropout(network, passes, seed), passes, is_mutual=True)
     if kind is UncertaintyKind.AUGMENTATION:
         count = TURNS_AND_FLIPS if passes >= TURNS_AND_FLIPS else FLIPS
         return _Several(_augmentation(network, count), count)
     if kind is UncertaintyKind.ENSEMBLE:
         members = list(networks)
-        return _Several(lambda x: (m(x) for m in members), len(members), is_shared=False)
+        return _Several(lambda x: (m(x) for m in members), len(members))
     measure = entropy_of_maps if kind is UncertaintyKind.ENTROPY else margin_of_maps
     return _One(network, measure)
+
+
+def with_uncertainty(sampler: Sampler, batch: Tensor) -> Tensor:
+    """Return probabilities and, as the last map, the uncertainty: float32 (N, K + 1, h, w)."""
+    probabilities, unsure = sampler(batch)
+    return torch.cat((probabilities, unsure[:, None]), 1)
 
 
 def entropy_of_maps(maps: Tensor) -> Tensor:
@@ -192,16 +199,15 @@ class _One:
 
 
 class _Several:
-    """Several passes; the uncertainty is their mutual information with the class.
+    """Several passes; the uncertainty is the entropy of their mean.
 
-    With ``is_shared`` off it is the entropy of their mean: few models disagree in too few
-    of the places where all of them are unsure (measured, see docs/benchmarks.md).
+    With ``is_mutual`` it is their mutual information with the class.
     """
 
-    def __init__(self, run: Passes, passes: int, *, is_shared: bool = True) -> None:
+    def __init__(self, run: Passes, passes: int, *, is_mutual: bool = False) -> None:
         self.passes = passes
         self._run = run
-        self._is_shared = is_shared
+        self._is_mutual = is_mutual
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         # Where a model is sure the two entropies differ in their last places only; Apple's
@@ -219,7 +225,7 @@ class _Several:
         assert entropies is not None
         mean = total / self.passes
         whole = -torch.xlogy(mean, mean).sum(1)
-        if self._is_shared:
+        if self._is_mutual:
             whole = whole - entropies / self.passes
         unsure = whole / math.log(mean.shape[1])
         return mean.float(), unsure.clamp(0, 1).float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +42,7 @@ class Database:
         self, path: Path, name: str, *, create: bool = False, read_only: bool = False
     ) -> None:
         self._path, self._name = path, name
+        self._leaves_log = read_only and not self._log.exists()
         with self._explained():
             if read_only:
                 self._connection = self._connect_read_only()
@@ -61,6 +62,24 @@ class Database:
         """Close the connection; a second call does nothing."""
         with self._explained():
             self._connection.close()
+        if self._leaves_log:
+            self._leaves_log = False
+            self._sweep()
+
+    @property
+    def _log(self) -> Path:
+        return self._path.with_name(f"{self._path.name}-wal")
+
+    def _sweep(self) -> None:
+        """Remove the empty log that looking has left: a connection that may not write cannot.
+
+        SQLite does it when the last connection that may write is closed, and so not while
+        another program has the database open.
+        """
+        with suppress(OSError, sqlite3.Error):
+            if self._log.exists() and not self._log.stat().st_size:
+                with closing(self._connect("mode=rw")) as connection:
+                    connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
 
     def rows(self, sql: str, *values: object) -> list[sqlite3.Row]:
         """Return all rows of a query."""
@@ -117,8 +136,7 @@ class Database:
             connection.close()
             # WAL needs an index file beside the database; without one, only a
             # database with an empty log reads true.
-            log = self._path.with_name(f"{self._path.name}-wal")
-            if log.exists() and log.stat().st_size:
+            if self._log.exists() and self._log.stat().st_size:
                 raise InputError(
                     f"{self._name} was not closed properly and its disk is read-only; "
                     "copy the folder to a disk you can write to and open it there."

@@ -61,8 +61,11 @@ class ModelSpec:
     is_exportable
         ``torch.export`` takes it.
     needs_labels
-        It learns from labels; otherwise it needs none, and has ``own_loss(image)`` and
+        It learns from labels; otherwise it needs none, and has ``own_loss(image, turn)`` and
         ``assign(order)``, which says which of its maps stands for which class.
+    turns
+        How many losses of its own it lowers one after the other with each batch, a step of
+        the optimizer for each; ``turn`` counts from 0.
     context
         Above 0: its convolutions are not padded, and ``valid(x)`` returns the maps of the
         middle of ``x``, so many pixels less on each side. Tiles are then exact.
@@ -87,6 +90,7 @@ class ModelSpec:
     idle: tuple[str, ...] = ()
     is_exportable: bool = True
     needs_labels: bool = True
+    turns: int = 1
     context: int = 0
     smallest_valid: int = 1
     license: str = "BSD-3-Clause"

@@ -257,6 +257,10 @@ def cost(
     if entry is None:
         return Cost(len(samples), count_passes(config), None)
     companions = find_companions(config, entry, store)
+    if config.uncertainty is UncertaintyKind.AUTO:
+        # As the card says: this is asked at every click, and to hash large weights takes a second.
+        kept = read_calibration(store.folder, entry.name, entry.card.weights_sha256)
+        config = config.settled(kept.kind if kept is not None else None)
     passes = count_passes(config, len(companions))
     told = list(islice(_earlier(session, entry, config), REMEMBERED))
     alike = [speed for count, speed in told if count == passes]

@@ -21,16 +21,18 @@ class Feed(Protocol):
     """Draws batches and knows what the loss of one is.
 
     ``is_light``: a step computes so little that threads cost more than they gain.
+    ``turns``: losses of a batch that are lowered one after the other, a step for each.
     """
 
     is_light: bool
+    turns: int
 
     def draw(self) -> Any:
         """Return the next batch."""
         ...
 
-    def loss(self, network: nn.Module, batch: Any, loss: Loss) -> Tensor:
-        """Return what each output adds to the loss of a batch, shape (outputs,).
+    def loss(self, network: nn.Module, batch: Any, loss: Loss, turn: int) -> Tensor:
+        """Return what each output adds to the loss of a batch in a turn, shape (outputs,).
 
         The main output comes first; their sum is ready for a backward pass.
         """
@@ -70,7 +72,9 @@ class CropFeed:
     normalization
         Of the model.
     needs_labels
-        False for a network with a loss of its own.
+        False for a network with losses of its own.
+    turns
+        How many, which are lowered one after the other.
     """
 
     is_light = False
@@ -83,12 +87,14 @@ class CropFeed:
         device: torch.device,
         *,
         needs_labels: bool = True,
+        turns: int = 1,
     ) -> None:
         self._sampler = sampler
         self._augment = augment
         self._how = normalization
         self._device = device
         self._needs_labels = needs_labels
+        self.turns = turns
 
     @classmethod
     def of(
@@ -100,22 +106,22 @@ class CropFeed:
     ) -> CropFeed:
         """Feed a model with crops, varied as ``config`` says."""
         augment = None if config.augment is Augmentation.NONE else Augmenter(config)
-        how, needs_labels = model.card.normalization, model.spec.needs_labels
-        return cls(sampler, augment, how, device, needs_labels=needs_labels)
+        how, spec = model.card.normalization, model.spec
+        return cls(sampler, augment, how, device, needs_labels=spec.needs_labels, turns=spec.turns)
 
     def draw(self) -> Batch:
         """Return the next batch."""
         batch = self._sampler.draw()
         return self._augment(batch) if self._augment is not None else batch
 
-    def loss(self, network: nn.Module, batch: Batch, loss: Loss) -> Tensor:
+    def loss(self, network: nn.Module, batch: Batch, loss: Loss, turn: int) -> Tensor:
         """Return what each output adds to the loss of a batch, the main output first."""
         model: Any = network
         image = ((batch.image - self._how.mean) / self._how.std).to(
             self._device, memory_format=torch.channels_last
         )
         if not self._needs_labels:
-            own: Tensor = model.own_loss(image)
+            own: Tensor = model.own_loss(image, turn)
             return own.reshape(1)
         labels, weights = batch.labels.to(self._device), batch.weights.to(self._device)
         # Third parties' networks may know of no auxiliary outputs.

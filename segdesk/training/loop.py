@@ -262,10 +262,9 @@ class FineTuning:
     def _step(
         self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, step: int
     ) -> tuple[float, float]:
-        """Make one step; where memory is too small for the batch, in parts of it.
+        """Make one step with a new batch; a network with losses of its own, one for each.
 
-        Gradients of the parts are summed, so the batch stays what it was. (Dice is taken
-        over each part, and so a little noisier.)
+        Returns the loss of the main output and of all others.
         """
         config = self._config
         set_training_mode(
@@ -273,23 +272,35 @@ class FineTuning:
             freeze_norm=config.freeze_norm and self._start.base is not None,
         )  # fmt: skip
         batch = self._feed.draw()
+        main, others = 0.0, 0.0
+        for turn in range(self._feed.turns):
+            losses = self._gradients(wrapped, optimizer, batch, turn)
+            main, others = main + losses[0], others + losses[1]
+            if not math.isfinite(main + others):
+                self._leave_diverged(f"The loss became {main + others}", step)
+            if not self._team.clip(wrapped, optimizer, config.clip):
+                self._leave_diverged("The gradients became infinite or no numbers", step)
+            if wrong := self._team.step(optimizer):
+                self._leave_diverged(wrong, step, last_good=step - self._team.skipped)
+        return main, others
+
+    def _gradients(
+        self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, turn: int
+    ) -> tuple[float, float]:
+        """Compute a batch's gradients; where memory is too small for it, in parts of it.
+
+        Those of the parts are summed, so the batch stays what it was. (Dice is taken over
+        each part, and so a little noisier.)
+        """
         while True:
             try:
                 with few_threads(self._feed.is_light):
-                    losses = self._accumulate(wrapped, optimizer, batch)
-                break
+                    return self._accumulate(wrapped, optimizer, batch, turn)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             # Outside the handler, which would hold on to the tensors of the failed try.
             self._take_smaller_parts(len(batch))
-        if not math.isfinite(sum(losses)):
-            self._leave_diverged(f"The loss became {sum(losses)}", step)
-        if not self._team.clip(wrapped, optimizer, config.clip):
-            self._leave_diverged("The gradients became infinite or no numbers", step)
-        if wrong := self._team.step(optimizer):
-            self._leave_diverged(wrong, step, last_good=step - self._team.skipped)
-        return losses
 
     def _leave_diverged(self, what: str, step: int, last_good: int | None = None) -> NoReturn:
         """End the run before a step that would spoil the weights; those so far are kept."""
@@ -310,7 +321,7 @@ class FineTuning:
         )
 
     def _accumulate(
-        self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: Any
+        self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, turn: int
     ) -> tuple[float, float]:
         """Sum the gradients; returns the loss of the main output and of all others."""
         optimizer.zero_grad(set_to_none=True)
@@ -319,7 +330,8 @@ class FineTuning:
         for start in range(0, len(batch), size):
             part = batch.part(start, start + size)
             with self._half():
-                losses = self._feed.loss(wrapped, part, self._loss) * (len(part) / len(batch))
+                losses = self._feed.loss(wrapped, part, self._loss, turn)
+            losses = losses * (len(part) / len(batch))
             self._team.backward(losses.sum())
             first, *rest = losses.tolist()
             main, others = main + first, others + sum(rest)

@@ -157,11 +157,13 @@ def _step_seconds(
             token.check()
             began = time.perf_counter()
             set_training_mode(network, config.recipe, freeze_norm=config.freeze_norm)
-            optimizer.zero_grad(set_to_none=True)
-            value = feed.loss(network, feed.draw(), loss).sum()
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            float(value.detach())  # wait for the device
+            batch = feed.draw()
+            for turn in range(feed.turns):
+                optimizer.zero_grad(set_to_none=True)
+                value = feed.loss(network, batch, loss, turn).sum()
+                value.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                float(value.detach())  # wait for the device
             seconds = time.perf_counter() - began
             peak.look()
     return seconds

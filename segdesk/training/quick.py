@@ -91,6 +91,7 @@ class FeatureFeed:
     """
 
     is_light = True
+    turns = 1
 
     def __init__(
         self,
@@ -126,7 +127,7 @@ class FeatureFeed:
             torch.cat([d.weights for d in drawn]),
         )
 
-    def loss(self, network: nn.Module, batch: Features, loss: Loss) -> Tensor:
+    def loss(self, network: nn.Module, batch: Features, loss: Loss, turn: int) -> Tensor:
         """Return the loss of the quick head's maps on top of the network's own."""
         model: Any = network
         device = next(network.parameters()).device

@@ -7,9 +7,9 @@ cell has the same seeds, images, order of crops, augmentation, loss and number o
 steps; only the head differs. ``FOLDER`` holds ``kvasir224`` and ``isic224``, each with
 ``train`` and ``val``. A cell is a line of ``cells.jsonl``; a run that was broken off
 goes on where it was. Without a graphics card the small variants of U-Net and FCN are
-compared, half as wide again; with one, all four architectures as published. On two
-cores, start one process a data set (``--datasets``) with OMP_NUM_THREADS=1 and the same
-``--out``; ``--table-only`` then writes table and pictures of all cells.
+compared, half as wide again, a cell on each core, with a budget that two cores get
+through in an hour; with one, all four architectures as published. ``--table-only``
+writes table and pictures of the cells that are there.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -42,6 +46,8 @@ ARCHITECTURES = {
 }
 NAMES = ("background", "target")
 BINS = 50
+#: What two cores get through in an hour.
+STEPS = 80
 HEADS = [
     (kind, activation)
     for kind in HeadKind
@@ -51,12 +57,13 @@ HEADS = [
 
 @dataclass(frozen=True)
 class Images:
-    """Images (N, 3, H, W), float32 in 0..1, and masks (N, H, W), uint8 0 or 1."""
+    """Images (N, 3, H, W), uint8, and masks (N, H, W), uint8 0 or 1."""
 
     images: Tensor
     masks: Tensor
 
 
+@lru_cache
 def load(folder: Path) -> Images:
     """Read a split into memory."""
     images, masks = [], []
@@ -65,7 +72,7 @@ def load(folder: Path) -> Images:
         images.append(np.asarray(Image.open(path).convert("RGB")))
         masks.append(np.asarray(Image.open(mask).convert("L")) > 127)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return Images(pixels.float() / 255, torch.from_numpy(np.stack(masks).astype(np.uint8)))
+    return Images(pixels, torch.from_numpy(np.stack(masks).astype(np.uint8)))
 
 
 def batches(data: Images, steps: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -84,7 +91,7 @@ def batches(data: Images, steps: int, size: int, seed: int) -> Iterator[tuple[Te
 
 def standardise(x: Tensor, device: torch.device) -> Tensor:
     """Give a network what SegDesk's cards say by default: mean 0.5, deviation 0.25."""
-    return ((x - 0.5) / 0.25).to(device, memory_format=torch.channels_last)
+    return ((x.float() / 255 - 0.5) / 0.25).to(device, memory_format=torch.channels_last)
 
 
 def train(network: nn.Module, data: Images, steps: int, seed: int, device: torch.device) -> None:
@@ -129,9 +136,10 @@ def judge(network: nn.Module, data: Images, device: torch.device) -> dict[str, A
     return {"dice": scores["dice"], **{key: value.tolist() for key, value in counts.items()}}
 
 
-def run_cell(cell: dict[str, Any], data: dict[str, Images], device: torch.device) -> dict[str, Any]:
+def run_cell(cell: dict[str, Any], folder: Path, device: torch.device) -> dict[str, Any]:
     """Train and judge one cell."""
     began = time.monotonic()
+    data = {split: load(folder / cell["dataset"] / split) for split in ("train", "val")}
     spec = find_architecture(cell["architecture"])
     variant = Variant.PAPER if device.type == "cuda" else Variant.SMALL
     options: dict[str, Any] = {"head": cell["head"], "activation": cell["activation"]}
@@ -144,15 +152,35 @@ def run_cell(cell: dict[str, Any], data: dict[str, Images], device: torch.device
     return {**cell, **report, "seconds": round(time.monotonic() - began, 1)}
 
 
+def run_cells(
+    cells: list[dict[str, Any]], folder: Path, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Yield the cells as they end: one after the other on a graphics card, else one a core.
+
+    A thread each: two cores with one cell each do more than both with one cell.
+    """
+    if device.type != "cpu":
+        yield from (run_cell(cell, folder, device) for cell in cells)
+        return
+    with ProcessPoolExecutor(
+        psutil.cpu_count(logical=False),
+        multiprocessing.get_context("spawn"),
+        initializer=partial(torch.set_num_threads, 1),
+    ) as pool:
+        for ended in as_completed([pool.submit(run_cell, cell, folder, device) for cell in cells]):
+            yield ended.result()
+
+
 def main() -> None:
     """Run every cell that is not there yet, then write table and pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
     parser.add_argument("--architectures", nargs="+")
+    parser.add_argument("--heads", nargs="+", default=list(HeadKind))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--table-only", action="store_true")
     arguments = parser.parse_args()
@@ -164,19 +192,22 @@ def main() -> None:
     known = {tuple(cell[key] for key in keys) for cell in done}
     architectures = arguments.architectures or ARCHITECTURES[device.type]
     # Seeds outermost: what is there after half the time is one whole seed.
-    plan = itertools.product(arguments.seeds, arguments.datasets, architectures, HEADS)
-    loaded: dict[str, dict[str, Images]] = {}
-    for seed, dataset, architecture, (head, activation) in [] if arguments.table_only else plan:
-        values = (dataset, architecture, str(head), str(activation), seed, arguments.steps)
-        if values in known:
-            continue
-        if dataset not in loaded:
-            loaded[dataset] = {s: load(arguments.data / dataset / s) for s in ("train", "val")}
-        cell = run_cell(dict(zip(keys, values, strict=True)), loaded[dataset], device)
+    heads = [(kind, activation) for kind, activation in HEADS if kind in arguments.heads]
+    plan = [
+        (dataset, architecture, str(head), str(activation), seed, arguments.steps)
+        for seed, dataset, architecture, (head, activation) in itertools.product(
+            arguments.seeds, arguments.datasets, architectures, heads
+        )
+    ]
+    missing = [] if arguments.table_only else [values for values in plan if values not in known]
+    for cell in run_cells(
+        [dict(zip(keys, values, strict=True)) for values in missing], arguments.data, device
+    ):
         done.append(cell)
         with file.open("a") as lines:
             lines.write(json.dumps(cell) + "\n")
-        sys.stdout.write(f"{values}: Dice {cell['dice']:.4f}, {cell['seconds']} s\n")
+        name = ", ".join(str(cell[key]) for key in keys)
+        sys.stdout.write(f"{name}: Dice {cell['dice']:.4f}, {cell['seconds']} s\n")
         sys.stdout.flush()
     done = [cell for cell in done if cell["steps"] == arguments.steps]
     (arguments.out / "table.md").write_text(table(done), "utf-8")

@@ -12,11 +12,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from segdesk.config.inference import InferenceConfig
+from segdesk.inference.calibration import auroc
 from segdesk.inference.predictor import Predictor
 from segdesk.io.images import hash_file, read_image
 from segdesk.io.packages import hash_weights
@@ -169,6 +171,38 @@ def test_the_figures_are_those_of_the_pixels(
     assert said is not None
     for number, key in enumerate(("wrong", "right"), 1):
         assert float(said[number]) == pytest.approx(100 * report["band"][key], abs=0.5)
+
+
+def test_kinds_of_several_passes_are_judged_with_the_mask_they_make(
+    honest: Path, judged: Callable[..., Any], segdesk: Cli, tmp_path: Path
+) -> None:
+    """The figures are those of the files that ``predict`` writes with that kind."""
+    report = judged(honest, "--kinds", "augmentation, margin", "--json").json
+    assert list(report["uncertainty"]) == ["margin", "augmentation"]
+    plain = judged(honest, "--json").json
+    for key in ("wrong", "calibration", "histograms"):
+        assert report[key] == plain[key], "all but the uncertainty is said of one pass"
+    assert report["uncertainty"]["margin"] == plain["uncertainty"]["margin"]
+    done = segdesk("predict", tmp_path / "images", "--model", honest, "--out", tmp_path / "out",
+                   "--set", "uncertainty=augmentation")  # fmt: skip
+    assert done.code == 0, done.err
+    unsure, is_wrong = [], []
+    for path in sorted((tmp_path / "images").iterdir()):
+        labels, values = (
+            tifffile.imread(tmp_path / "out" / f"{path.stem}_{what}.tif")
+            for what in ("labels", "uncertainty")
+        )
+        truth = np.asarray(Image.open(tmp_path / "masks" / path.name)) // 255
+        unsure.append(values.ravel())
+        is_wrong.append((labels != truth).ravel())
+    found = report["uncertainty"]["augmentation"]
+    together = np.concatenate(unsure), np.concatenate(is_wrong)
+    assert found["auroc"] == pytest.approx(auroc(*together), abs=2e-3)
+    assert found["risk_coverage"]["risk"][-1] == pytest.approx(together[1].mean())
+    said = judged(honest, "--kinds", "margin,augmentation").out
+    assert re.search(
+        r"(margin|augmentation) finds them best \(margin [\d.]+ %, augmentation [\d.]+ %\)", said
+    )
 
 
 def test_pixels_nobody_spoke_about_do_not_count(
@@ -348,6 +382,9 @@ def test_bad_input_is_refused(
     model = ("--model", honest)
     for band in ("0.2", "0.2,x", "0.6,0.8", "0.8,0.2", "-1,2", "nan,0.8", "0.2,0.8,0.9"):
         refused("is not two probabilities with 0.5 between them", *model, *here, "--band", band)
+    for kinds in ("", "margin,", "ensemble", "auto", "augmentations"):
+        refused("is none that can be compared; choose of", *model, *here, "--kinds", kinds)
+    refused("has no dropout", *model, *here, "--kinds", "dropout")
     refused("is an SVG", *model, *here, "--picture", tmp_path / "p.png")
     refused("Give --images FOLDER and --masks FOLDER together", *model, *here[:2])
     refused("Name a project, or give --images", *model)

@@ -70,5 +70,6 @@ def test_as_many_pixels_are_shown_unsure_as_are_whatever_the_kind() -> None:
     assert (values / limit >= 0.5).mean() == pytest.approx(0.05, abs=0.001)
     assert shown_as_guessing(UncertaintyKind.MARGIN, values, 0.05) == 1.0
     agreed = np.zeros((8, 8), np.float32)
-    assert 0 < shown_as_guessing(UncertaintyKind.AUGMENTATION, agreed, 0.0) < 1e-5
-    assert shown_as_guessing(UncertaintyKind.AUGMENTATION, agreed + 1, 1.0) == 1.0
+    assert 0 < shown_as_guessing(UncertaintyKind.DROPOUT, agreed, 0.0) < 1e-5
+    assert shown_as_guessing(UncertaintyKind.DROPOUT, agreed + 1, 1.0) == 1.0
+    assert shown_as_guessing(UncertaintyKind.AUGMENTATION, values, 0.05) == 1.0

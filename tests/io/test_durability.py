@@ -193,3 +193,21 @@ def test_a_read_only_disk_can_be_looked_at(
     else:  # the newest changes are in a log that cannot be read here
         with pytest.raises(InputError, match="not closed properly and its disk is read-only"):
             ProjectStore.open(disk / "p", read_only=True)
+
+
+def test_looking_leaves_nothing_beside_the_database(store: ProjectStore) -> None:
+    store.set("a", 1)
+    folder = store.folder
+    store.close()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with ProjectStore.open(folder, read_only=True) as reader:
+        assert reader.get("a") == 1
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+    # Nothing is taken from under a program that writes meanwhile.
+    with ProjectStore.open(folder, read_only=True) as reader:
+        writer = ProjectStore.open(folder)
+        writer.set("a", 2)
+    with ProjectStore.open(folder, read_only=True) as reader:
+        assert reader.get("a") == 2
+    writer.close()

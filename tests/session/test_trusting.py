@@ -25,7 +25,7 @@ from segdesk.io.store import ProjectStore
 from segdesk.session import trusting
 from segdesk.session.correcting import Correction
 from segdesk.session.models import find_model
-from segdesk.session.predicting import request
+from segdesk.session.predicting import cost, request, uncertainty_kind
 from segdesk.session.projects import NewImage, add_images
 from segdesk.session.session import Session
 from segdesk.session.trusting import Answer, Scope, TrustReader
@@ -318,6 +318,16 @@ def test_the_command_line_keeps_and_tells(
         found = store.prediction(store.samples()[0].id, "tiny")
     assert found is not None
     assert provenance(found)["temperature"] == kept["temperature"]
+    slow = command_line(project, capsys, "--keep", "--kinds", "augmentation")["kept"]
+    assert slow["kind"] == "augmentation"
+    assert list(slow["auroc"]) == ["augmentation"]
+    assert run(["predict", str(project), "--device", "cpu"]) == 0
+    with ProjectStore.open(project, read_only=True) as store:
+        samples = store.samples()
+        made = store.prediction(samples[0].id, "tiny")
+        assert cost(Session(store), samples, InferenceConfig()).passes == 8
+    assert made is not None
+    assert uncertainty_kind(made) is UncertaintyKind.AUGMENTATION
     for extra in (["--against", "tiny"], ["--images", "x", "--masks", "y"]):
         assert run(["trust", str(project), "--keep", *extra]) == 2
         assert "--keep is for one model in a project" in capsys.readouterr().err

@@ -21,6 +21,6 @@ def answer_of(script: str, *arguments: object) -> dict[str, Any]:
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer

@@ -91,7 +91,7 @@ def test_a_model_that_needs_no_labels_learns_by_its_own_loss(
 ) -> None:
     """Here: its maps shall be 1 everywhere, whatever has been painted."""
 
-    def own_loss(network: UNet, x: Tensor) -> Tensor:
+    def own_loss(network: UNet, x: Tensor, turn: int) -> Tensor:
         return (network(x) - 1).square().mean()
 
     def inverted(mask: np.ndarray, number: int) -> np.ndarray:
@@ -109,3 +109,25 @@ def test_a_model_that_needs_no_labels_learns_by_its_own_loss(
     assert done.losses[-1] < 0.5 * done.losses[0]
     first, second = done.weights(), other.weights()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_losses_of_its_own_are_lowered_one_after_the_other(
+    tmp_path: Path, train: Train, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second sees what the first has moved, with the same images."""
+    seen: list[tuple[int, float, float]] = []
+
+    def own_loss(network: UNet, x: Tensor, turn: int) -> Tensor:
+        moved = network.head.branches[0].output.weight.detach()
+        seen.append((turn, float(x.sum()), float(moved.sum())))
+        return (network(x) - turn).square().mean()
+
+    monkeypatch.setattr(UNet, "own_loss", own_loss, raising=False)
+    monkeypatch.setattr(UNet, "assign", lambda network, order: None, raising=False)
+    spec = replace(SPEC, needs_labels=False, turns=2)
+    monkeypatch.setattr(LoadedModel, "spec", property(lambda model: spec))
+    train("a", make_model(tmp_path / "m"), steps=3, splits="t")
+    turns, images, weights = zip(*seen, strict=True)
+    assert turns == (0, 1) * 3
+    assert images[0::2] == images[1::2]
+    assert len(set(weights)) == 6
