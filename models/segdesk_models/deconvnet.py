@@ -14,8 +14,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdesk.nn.atrous import PooledNorm
 from segdesk.nn.heads import Head, HeadConfig
+from segdesk.nn.norms import PooledNorm
 from segdesk.nn.segmenter import Segmenter, init_he
 from segdesk.nn.spec import ModelSpec, deviations_of
 from segdesk.nn.unpooling import SwitchedVgg, UnpoolingDecoder, scaled

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdesk.nn.atrous import PooledNorm
 from segdesk.nn.encoders import TimmEncoder
 from segdesk.nn.heads import Head, HeadConfig
+from segdesk.nn.norms import PooledNorm
 from segdesk.nn.segmenter import Segmenter, init_he, resize
 from segdesk.nn.spec import ModelSpec, deviations_of
 

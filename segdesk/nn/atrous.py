@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdesk.nn.encoders import TimmEncoder, vgg_trunk
+from segdesk.nn.norms import PooledNorm
 from segdesk.nn.segmenter import Segmenter, resize
 
 
@@ -138,23 +139,6 @@ def init_scores(head: nn.Module) -> None:
             nn.init.normal_(part.weight, std=0.01)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-
-
-class PooledNorm(nn.BatchNorm2d):
-    """Batch norm behind a pooling, which also takes a single value per channel.
-
-    One image pooled to one pixel has no variance, and torch's batch norm refuses to
-    learn from it. Then, and only then, the running statistics are used, as in
-    evaluation; scale and shift learn.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x``, shape (N, C, H, W)."""
-        if x.shape[0] * x.shape[2] * x.shape[3] > 1:
-            return super().forward(x)
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )
 
 
 def conv_norm(

@@ -18,6 +18,7 @@ reading of it, and :class:`CBAM` is the one place that holds it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from segdesk.config.model import Activation, HeadKind
+from segdesk.nn.norms import PooledNorm
 
 __all__ = ["CBAM", "Activation", "Head", "HeadConfig", "HeadKind", "SeparateOutputs"]
 
@@ -47,6 +49,10 @@ def pointwise(channels: int, maps: int) -> nn.Module:
     return nn.Conv2d(channels, maps, 1)
 
 
+#: Hidden units of a channel gate are at least so many.
+LEAST_HIDDEN = 4
+
+
 class ChannelAttention(nn.Module):
     """CBAM's channel gate: one small perceptron on the mean and the maximum.
 
@@ -55,19 +61,24 @@ class ChannelAttention(nn.Module):
     channels
         Feature channels C.
     reduction
-        The perceptron's hidden layer has ``max(1, C // reduction)`` units.
+        The perceptron's hidden layer has ``max(4, C // reduction)`` units.
 
     Notes
     -----
-    Woo et al., CBAM, ECCV 2018, equation 2; with biases, as its authors' code.
+    Woo et al., CBAM, ECCV 2018, equation 2; with biases, as its authors' code. That has C // 16
+    units, whatever their signs. Of 16 features, as small models have them, that is a single one,
+    and features behind a ReLU are not negative: in half of all cases no image would ever switch
+    it on, and the gate could not learn. So there are four at least, drawn positive, and smaller.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
-        hidden = max(1, channels // reduction)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
-        )
+        hidden = max(LEAST_HIDDEN, channels // reduction)
+        squeeze = nn.Linear(channels, hidden)
+        with torch.no_grad():
+            # So much smaller that the gate begins as near to one half as with random signs.
+            squeeze.weight.abs_().div_(math.sqrt(3 * channels))
+        self.mlp = nn.Sequential(squeeze, nn.ReLU(), nn.Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh the channels of ``x``, shape (N, C, H, W)."""
@@ -91,7 +102,8 @@ class SpatialAttention(nn.Module):
     def __init__(self, gate: Callable[[Tensor], Tensor], kernel_size: int = 7) -> None:
         super().__init__()
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
-        self.norm = nn.BatchNorm2d(1, momentum=0.01)
+        # The deepest maps of a small crop can be a single pixel.
+        self.norm = PooledNorm(1, momentum=0.01)
         self._gate = gate
 
     def forward(self, x: Tensor) -> Tensor:

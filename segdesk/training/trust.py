@@ -58,7 +58,7 @@ def find_out(
     card = loaded.card
     predictor = Predictor(loaded, pick_device(config.device).device)
     of_one = [kind for kind in kinds if kind in ONE_PASS]
-    samplers = {
+    samplers: dict[UncertaintyKind, Sampler] = {
         kind: make_sampler(kind, [predictor.network], passes=config.passes)
         for kind in kinds
         if kind not in ONE_PASS

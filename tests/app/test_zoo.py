@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tifffile
 from pytestqt.qtbot import QtBot
 
 from segdesk.app.window import DesktopWindow
@@ -65,3 +66,12 @@ def test_a_new_model_learns_and_predicts_in_the_window(window: DesktopWindow, qt
             lambda: session.store.prediction(held, f"{name}-r1") is not None,  # noqa: B023
             timeout=120_000,
         )
+        # Saved, loaded again by another process, it says what it said when it was judged.
+        made, truth = session.store.prediction(held, used.name), session.store.annotation(held)
+        assert made is not None
+        assert truth is not None
+        found, true = tifffile.imread(made.labels_path) == 1, truth.labels == 1
+        dice = 2 * (found & true).sum() / (found.sum() + true.sum())
+        assert ended.after is not None
+        [judged] = [entry["dice"] for entry in ended.after["per_image"]]
+        assert dice == pytest.approx(judged, abs=1e-3), name

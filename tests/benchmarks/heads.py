@@ -136,6 +136,11 @@ def judge(network: nn.Module, data: Images, device: torch.device) -> dict[str, A
     return {"dice": scores["dice"], **{key: value.tolist() for key, value in counts.items()}}
 
 
+def enlarge(_: nn.Module, given: tuple[Tensor], *, gain: float) -> tuple[Tensor]:
+    """Multiply what goes into an output layer: attention begins by making it smaller."""
+    return (given[0] * gain,)
+
+
 def run_cell(cell: dict[str, Any], folder: Path, device: torch.device) -> dict[str, Any]:
     """Train and judge one cell."""
     began = time.monotonic()
@@ -147,6 +152,8 @@ def run_cell(cell: dict[str, Any], folder: Path, device: torch.device) -> dict[s
         options["width"] = 8
     torch.manual_seed(cell["seed"])
     network = place(spec.build(3, 2, **resolve_options(spec, variant, options)), device)
+    for branch in network.get_submodule("head").branches:
+        branch.output.register_forward_pre_hook(partial(enlarge, gain=cell["gain"]))
     train(network, data["train"], cell["steps"], cell["seed"], device)
     report = judge(network, data["val"], device)
     return {**cell, **report, "seconds": round(time.monotonic() - began, 1)}
@@ -181,6 +188,10 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
     parser.add_argument("--architectures", nargs="+")
     parser.add_argument("--heads", nargs="+", default=list(HeadKind))
+    parser.add_argument("--activations", nargs="+", default=list(Activation))
+    parser.add_argument(
+        "--gain", type=float, default=1.0, help="multiplies what goes into the output layers"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--table-only", action="store_true")
     arguments = parser.parse_args()
@@ -188,13 +199,18 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "cells.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    keys = ("dataset", "architecture", "head", "activation", "seed", "steps")
+    keys = ("dataset", "architecture", "head", "activation", "seed", "steps", "gain")
     known = {tuple(cell[key] for key in keys) for cell in done}
     architectures = arguments.architectures or ARCHITECTURES[device.type]
     # Seeds outermost: what is there after half the time is one whole seed.
-    heads = [(kind, activation) for kind, activation in HEADS if kind in arguments.heads]
+    heads = [
+        (kind, activation)
+        for kind, activation in HEADS
+        if kind in arguments.heads and activation in arguments.activations
+    ]
+    budget = (arguments.steps, arguments.gain)
     plan = [
-        (dataset, architecture, str(head), str(activation), seed, arguments.steps)
+        (dataset, architecture, str(head), str(activation), seed, *budget)
         for seed, dataset, architecture, (head, activation) in itertools.product(
             arguments.seeds, arguments.datasets, architectures, heads
         )
@@ -209,7 +225,7 @@ def main() -> None:
         name = ", ".join(str(cell[key]) for key in keys)
         sys.stdout.write(f"{name}: Dice {cell['dice']:.4f}, {cell['seconds']} s\n")
         sys.stdout.flush()
-    done = [cell for cell in done if cell["steps"] == arguments.steps]
+    done = [cell for cell in done if (cell["steps"], cell["gain"]) == budget]
     (arguments.out / "table.md").write_text(table(done), "utf-8")
     for dataset, architecture in sorted({(c["dataset"], c["architecture"]) for c in done}):
         chosen = [c for c in done if (c["dataset"], c["architecture"]) == (dataset, architecture)]

@@ -48,6 +48,40 @@ def test_the_decoder_mirrors_the_encoder() -> None:
     assert up[-1] == (64, 64, (3, 3))
 
 
+def test_the_decoder_puts_what_fc7_says_where_the_maxima_were() -> None:
+    """With layers that copy, a value comes out where five maxima, one in the other, were.
+
+    fc6 backwards spreads it over 7x7 places, each with a factor of its own.
+    """
+    network = DeconvNet(1, 2, width=8, hidden=4).eval()
+    fc6, _, _ = network.decoder.fc6
+    with torch.no_grad():
+        for layer in network.decoder.stages.modules():
+            if isinstance(layer, nn.ConvTranspose2d):
+                layer.weight.zero_()
+                layer.bias.zero_()
+                layer.weight[0, 0, 1, 1] = 1.0
+        fc6.weight.zero_()
+        fc6.bias.zero_()
+        factors = torch.arange(1.0, 50.0).reshape(7, 7)
+        fc6.weight[2, 0] = factors  # from fc7's channel 2 to the first of the five maps
+        _, switches = network.encoder(torch.randn(1, 1, 224, 224))
+        found = network.decoder(torch.tensor([0.0, 9.0, 2.0, 0.0]).reshape(1, 4, 1, 1), switches)
+    expected = torch.zeros(224, 224)
+    for row in range(7):
+        for column in range(7):
+            y, x = row, column
+            for places in reversed(switches):
+                width = 2 * places.shape[-1]
+                y, x = divmod(int(places[0, 0, y, x]), width)
+            expected[y, x] = 2.0 * factors[row, column]
+    assert (expected > 0).sum() == 49
+    shrunk = (1 + 1e-5) ** -0.5  # by every batch norm
+    layers = 1 + sum(isinstance(m, nn.ConvTranspose2d) for m in network.decoder.stages.modules())
+    torch.testing.assert_close(found[0, 0], expected * shrunk**layers, rtol=1e-4, atol=1e-6)
+    assert not found[0, 1:].any()
+
+
 def test_every_convolution_is_normalised() -> None:
     network = narrow()
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]

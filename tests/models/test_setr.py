@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from segdesk.nn.weights import count_parameters
 from segdesk_models.setr import SETR, SETRMLA, SETRPUP, SPECS, SETRNaive
@@ -129,6 +130,72 @@ def test_the_naive_decoder_is_a_formula() -> None:
         token = token @ output.weight[:, :, 0, 0].T + output.bias
         expected = F.interpolate(token.T.reshape(1, 2, 3, 4), (48, 64), mode="bilinear")
     torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
+
+
+def shake(decoder: nn.Module) -> None:
+    """Give every norm statistics, scale and shift of its own, so that leaving one out shows."""
+    with torch.no_grad():
+        for part in decoder.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.running_mean.uniform_(-1, 1)
+                part.running_var.uniform_(0.5, 2)
+        for name, parameter in decoder.named_parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(*((0.5, 1.5) if name.endswith("weight") else (-1, 1)))
+
+
+def by_hand(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Convolution, batch norm and ReLU by their formulas; the padding keeps the size."""
+    conv, norm, _ = block
+    size = conv.weight.shape[-1]
+    patches = F.unfold(x, size, padding=size // 2)
+    y = conv.weight.flatten(1) @ patches
+    if conv.bias is not None:
+        y = y + conv.bias[:, None]
+    y = (y - norm.running_mean[:, None]) / (norm.running_var[:, None] + norm.eps).sqrt()
+    y = (y * norm.weight[:, None] + norm.bias[:, None]).clamp_min(0)
+    return y.reshape(len(x), -1, *x.shape[-2:])
+
+
+def normed(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Layer norm of every patch."""
+    y = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
+    return y * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+def test_the_progressive_decoder_is_a_formula() -> None:
+    decoder = small(SETRPUP, auxiliary=False).decoder
+    shake(decoder)
+    features = [torch.randn(2, 192, 3, 4)]
+    with torch.inference_mode():
+        found = decoder(features)
+        x = by_hand(decoder.blocks[0], normed(decoder.norm, features[0]))
+        for step in (1, 2, 3):
+            size = (3 * 2**step, 4 * 2**step)
+            x = by_hand(
+                decoder.blocks[step],
+                F.interpolate(x, size, mode="bilinear", align_corners=False),
+            )
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_multi_level_decoder_is_a_formula() -> None:
+    """Each stream adds all deeper ones; corners stay corners when they are enlarged."""
+    decoder = small(SETRMLA, auxiliary=False).decoder
+    shake(decoder)
+    features = [torch.randn(2, 192, 3, 4) for _ in range(4)]
+    with torch.inference_mode():
+        found = decoder(features)
+        reduced = [
+            by_hand(decoder.reductions[i], normed(decoder.norms[i], features[i])) for i in range(4)
+        ]
+        streams = []
+        for i in range(4):
+            x = by_hand(decoder.sums[i], sum(reduced[i:]))
+            for block in decoder.streams[i][:2]:
+                x = by_hand(block, x)
+            streams.append(F.interpolate(x, (12, 16), mode="bilinear", align_corners=True))
+    torch.testing.assert_close(found, torch.cat(streams, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_progressive_upsampling_doubles_between_its_convolutions() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from segdesk.nn.contract import build, check_everything
+from segdesk.nn.contract import CHECKS, build, check_everything
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,3 +106,20 @@ def test_a_package_of_two_files_keeps_the_contract(
     spec = importlib.import_module("package_of_two_files.net").SPEC
     assert sum(p.numel() for p in build(spec).decoder.parameters()) == 8 * 8 * 9 + 8
     check_everything(spec, tmp_path)
+
+
+@pytest.mark.parametrize("line", ["import numpy", "from . import more", "from .more import this"])
+def test_no_file_of_a_package_imports_what_it_must_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    name = f"package_of_{abs(hash(line))}"
+    files = {
+        "net.py": "from .blocks import this\n" + code_shown(),
+        "blocks.py": f"{line}\nthis = 1\n",
+        "more.py": "import numpy\nthis = 1\n",
+    }
+    write_package(tmp_path / name, files)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = importlib.import_module(f"{name}.net").SPEC
+    with pytest.raises(AssertionError, match=r"(blocks|more)\.py imports numpy"):
+        CHECKS["imports"](spec, tmp_path)

@@ -46,6 +46,69 @@ def test_convolutions_are_separable_but_in_modules_1_9_10_and_18() -> None:
     assert (pointwise.groups, pointwise.kernel_size, pointwise.out_channels) == (1, (1, 1), 128)
 
 
+def by_hand(layer: nn.Module, x: Tensor) -> Tensor:
+    """A 3x3 convolution, or a depthwise one and a pointwise one, by sums over patches."""
+    if isinstance(layer, nn.Sequential):
+        depthwise, pointwise = layer
+        patches = F.unfold(x, 3, padding=1).reshape(len(x), x.shape[1], 9, -1)
+        x = (patches * depthwise.weight.reshape(1, -1, 9, 1)).sum(2).reshape(x.shape)
+        weight, bias = pointwise.weight[:, :, 0, 0], pointwise.bias
+        return torch.einsum("oc,nchw->nohw", weight, x) + bias[:, None, None]
+    summed = layer.weight.flatten(1) @ F.unfold(x, 3, padding=1)
+    return summed.reshape(len(x), -1, *x.shape[-2:]) + layer.bias[:, None, None]
+
+
+def module_by_hand(module: nn.Module, x: Tensor) -> Tensor:
+    """Convolution, ReLU, batch norm, twice: the norm comes last, as in the paper."""
+    layers = list(module)
+    for conv, _, norm in (layers[:3], layers[3:]):
+        x = by_hand(conv, x).clamp_min(0)
+        x = (x - norm.running_mean[:, None, None]) / (
+            norm.running_var[:, None, None] + norm.eps
+        ).sqrt()
+        x = x * norm.weight[:, None, None] + norm.bias[:, None, None]
+    return x
+
+
+def u_net_by_hand(contract: nn.Module, expand: nn.Module, x: Tensor) -> Tensor:
+    skips = [module_by_hand(contract.blocks[0], x)]
+    for block in contract.blocks[1:]:
+        n, c, h, w = skips[-1].shape
+        pooled = skips[-1].reshape(n, c, h // 2, 2, w // 2, 2).amax((3, 5))
+        skips.append(module_by_hand(block, pooled))
+    x = skips.pop()
+    for up, block in zip(expand.ups, expand.blocks, strict=True):
+        n, _, h, w = x.shape
+        raised = torch.einsum("nchw,coij->nohiwj", x, up.weight).reshape(n, -1, 2 * h, 2 * w)
+        x = module_by_hand(block, torch.cat((skips.pop(), raised + up.bias[:, None, None]), 1))
+    return x
+
+
+def test_both_u_nets_are_a_formula() -> None:
+    """Skip connections come first where maps are joined, and nothing is left out."""
+    network = small(channels=3).eval()
+    with torch.no_grad():
+        for part in network.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.running_mean.uniform_(-1, 1)
+                part.running_var.uniform_(0.5, 2)
+                part.weight.uniform_(0.5, 1.5)
+                part.bias.uniform_(-1, 1)
+    image = torch.randn(2, 3, 32, 48)
+    second = network.decoder.reconstruct
+    with torch.inference_mode():
+        features = u_net_by_hand(network.encoder, network.decoder.expand, image)
+        [output] = network.head.branches[0]
+        weight, bias = output.weight[:, :, 0, 0], output.bias
+        segments = torch.einsum("oc,nchw->nohw", weight, features) + bias[:, None, None]
+        torch.testing.assert_close(network.segments(image), segments, rtol=1e-4, atol=1e-4)
+        probabilities = segments.softmax(1)
+        drawn = u_net_by_hand(second.contract, second.expand, probabilities)
+        weight, bias = second.image.weight[:, :, 0, 0], second.image.bias
+        again = torch.einsum("oc,nchw->nohw", weight, drawn) + bias[:, None, None]
+        torch.testing.assert_close(second(probabilities), again, rtol=1e-4, atol=1e-4)
+
+
 def test_its_losses_are_the_cut_and_the_error_of_the_image_made_again() -> None:
     """In SegDesk's units 10 grey levels of 255 are 40 / 255."""
     network = small(channels=3).eval()

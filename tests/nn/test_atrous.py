@@ -8,10 +8,10 @@ from segdesk.nn.atrous import (
     ASPP,
     AlignedSegmenter,
     DilatedResNet,
-    PooledNorm,
     RegionMeans,
     conv_norm,
 )
+from segdesk.nn.norms import PooledNorm
 
 
 def dilations(stage: nn.Module) -> list[int]:

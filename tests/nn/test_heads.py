@@ -43,14 +43,15 @@ def test_cbam_has_the_parameters_of_its_authors_code(channels: int, expected: in
 
 
 def test_channel_gate_by_hand() -> None:
-    """With identity layers the gate is sigmoid(mean + max) of each channel."""
+    """With weights of one, each unit gives sigmoid(mean + max) of the only channel its share."""
     gate = ChannelAttention(1, reduction=1)
     for layer in gate.mlp:
         if isinstance(layer, nn.Linear):
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)
     x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
-    expected = x * torch.sigmoid(torch.tensor(3.0 + 6.0))
+    units = len(gate.mlp[0].weight)
+    expected = x * torch.sigmoid(torch.tensor(units * (3.0 + 6.0)))
     torch.testing.assert_close(gate(x), expected)
 
 
@@ -64,6 +65,48 @@ def test_spatial_gate_sees_maximum_and_mean_of_channels() -> None:
     pooled = x.amax(1) + 10 * x.mean(1)
     expected = x * torch.sigmoid(pooled / (1 + 1e-5) ** 0.5)[:, None]
     torch.testing.assert_close(gate(x), expected)
+
+
+@pytest.mark.parametrize("channels", [8, 16, 64])
+def test_the_channel_gate_learns_however_it_is_drawn(channels: int) -> None:
+    """Features behind a ReLU are never negative; a unit that none switches on would stay off."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        gate = ChannelAttention(channels)
+        gate(torch.randn(2, channels, 8, 8).relu()).square().sum().backward()
+        assert all(p.grad is not None and p.grad.any() for p in gate.parameters()), seed
+
+
+@pytest.mark.parametrize("channels", [8, 16, 64, 256])
+def test_the_channel_gate_begins_half_open(channels: int) -> None:
+    """No channel is shut off, or let through whole, by how the gate is drawn."""
+    torch.manual_seed(0)
+    x = torch.rand(4, channels, 16, 16) * 3
+    open_by = [(ChannelAttention(channels)(x) / x).detach() for _ in range(10)]
+    low, high = torch.stack(open_by).flatten()[::50].quantile(torch.tensor([0.02, 0.98]))
+    assert low > 0.08
+    assert high < 0.92
+
+
+def test_the_spatial_gate_of_head_d_turns_the_sign_of_features() -> None:
+    """Where C's gate closes, at sigmoid(-20), D's is at tanh(-20) = -1."""
+    x = torch.rand(1, 4, 5, 5)
+    kept, heads = [], [build(kind, 4, 2).eval() for kind in (HeadKind.C, HeadKind.D)]
+    heads[1].load_state_dict(heads[0].state_dict())
+    for head in heads:
+        channel, spatial = head.branches[0].attention
+        nn.init.zeros_(spatial.conv.weight)
+        nn.init.constant_(spatial.norm.bias, -20.0)
+        kept.append((head.branches[0].attention(x), channel(x)))
+    torch.testing.assert_close(kept[0][0], torch.zeros_like(x), rtol=0, atol=1e-7)
+    torch.testing.assert_close(kept[1][0], -kept[1][1])
+
+
+def test_one_position_of_one_image_can_be_learnt_from() -> None:
+    head = build(HeadKind.C, 16, 2).train()
+    with torch.no_grad():
+        expected = head.eval()(torch.ones(1, 16, 1, 1))
+        torch.testing.assert_close(head.train()(torch.ones(1, 16, 1, 1)), expected)
 
 
 @pytest.mark.parametrize("activation", list(Activation))
