@@ -255,16 +255,18 @@ class Predictor:
             The tile size does not fit the model, or memory ran out on the processor.
         """
         run = forward or self.probabilities
-        while True:
-            tiling = self.plan(plane.shape, config)
-            todo = [tile for tile in tiling.tiles if not is_done(tiling.box(tile))]
-            self._precision = self._settle(plane, tiling, len(todo), config)
-            work = _Work(self._model.card.name, plane, tiling, todo, emit)
-            try:
-                self._work_off(work, run, view, check, progress)
-                return
-            except _SmallerTiles:
-                continue
+        # Their threads are there from the beginning: short of memory, none could be started.
+        with _thread("read") as reader, _thread("write") as writer:
+            while True:
+                tiling = self.plan(plane.shape, config)
+                todo = [tile for tile in tiling.tiles if not is_done(tiling.box(tile))]
+                self._precision = self._settle(plane, tiling, len(todo), config)
+                work = _Work(self._model.card.name, plane, tiling, todo, emit)
+                try:
+                    self._work_off(work, run, view, check, progress, reader, writer)
+                    return
+                except _SmallerTiles:
+                    continue
 
     def probabilities(self, batch: Tensor) -> Tensor:
         """Return class probabilities, float32 (N, K, h, w), of tiles (N, C, h, w)."""
@@ -279,17 +281,18 @@ class Predictor:
         view: Callable[[], Box | None],
         check: Callable[[], None],
         progress: Progress,
+        reader: ThreadPoolExecutor,
+        writer: ThreadPoolExecutor,
     ) -> None:
         total = len(work.tiling.tiles)
         done = total - len(work.tiles)
         if work.tiling.input_size != self._found_with:
             self._at_once, self._found_with = 1, None
         batches = (self._load(work, tiles) for tiles in self._batches(work, view))
-        with _one_ahead(batches) as (ahead, later):
+        with _one_ahead(batches, reader, writer) as (ahead, later):
             progress(done, total)
             with closing(self._computed(ahead, forward, work, check)) as computed:
                 for tiles, maps in computed:
-                    work.has_begun = True
                     later(work.take, tiles, maps)
                     done += len(tiles)
                     progress(done, total)
@@ -364,7 +367,15 @@ class Predictor:
                 while len(running) > self._at_once:  # one waits, so that no thread does
                     yield oldest()
                 check()
-                running.append((tiles, batch, pool.submit(self._forward, batch, forward)))
+                try:
+                    running.append((tiles, batch, pool.submit(self._forward, batch, forward)))
+                except RuntimeError as error:  # a thread needs memory, too
+                    if not is_out_of_memory(error):
+                        raise
+                    self._one_at_a_time()
+                    while running:
+                        yield oldest()
+                    yield tiles, self._compute(batch, forward, work)
                 if self._at_once == 1:
                     break
             while running:
@@ -417,7 +428,7 @@ class Predictor:
             return
         side = max(work.tiling.size)
         smaller = self._sides.down(side // 2)
-        if smaller < side and not work.has_begun:
+        if smaller < side and work.give_up():
             self._most = smaller
             self._say(f"Memory ran out on {where}: tiles of {smaller} pixels from here on.")
             raise _SmallerTiles
@@ -428,6 +439,11 @@ class Predictor:
             self._network = place(self._network, self._device)
             self._say(f"Memory ran out on {where}: the processor goes on, which is slower.")
             return
+        if smaller < side:
+            raise InputError(
+                f"Memory ran out with tiles of {side} pixels, on the way through the image; choose "
+                "smaller tiles, or close other programs."
+            )
         raise InputError(
             f"Memory ran out with tiles of {side} pixels, the smallest of use; close other "
             "programs, or choose a smaller model."
@@ -483,9 +499,23 @@ class _Work:
         self._model = model
         self.tiling = tiling
         self.tiles = tiles
-        self.has_begun = False
         self._plane = plane
-        self._blender = Blender(tiling, emit)
+        self._blender = Blender(tiling, self._hand_on)
+        self._emit = emit
+        self._lock = threading.Lock()
+        self._has_emitted = self._is_given_up = False
+
+    def give_up(self) -> bool:
+        """Hand nothing on from here, if nothing was: then it can begin anew with other tiles."""
+        with self._lock:
+            self._is_given_up = not self._has_emitted
+            return self._is_given_up
+
+    def _hand_on(self, box: Box, maps: Floats) -> None:
+        with self._lock:
+            if not self._is_given_up:
+                self._has_emitted = True
+                self._emit(box, maps)
 
     def read(self, tile: Tile) -> Floats:
         """Return what the network is given for a tile, (h, w, C)."""
@@ -528,8 +558,16 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 @contextmanager
+def _thread(purpose: str) -> Iterator[ThreadPoolExecutor]:
+    """Start a thread that works off orders."""
+    with ThreadPoolExecutor(1, thread_name_prefix=f"segdesk-{purpose}") as thread:
+        thread.submit(_nothing).result()
+        yield thread
+
+
+@contextmanager
 def _one_ahead(
-    items: Iterator[Item],
+    items: Iterator[Item], reader: ThreadPoolExecutor, writer: ThreadPoolExecutor
 ) -> Iterator[tuple[Iterator[Item], Callable[..., None]]]:
     """Make items one ahead on a thread, and do later work on another.
 
@@ -537,6 +575,7 @@ def _one_ahead(
     open, and raises what an earlier one raised. All work is done when the block ends.
     """
     orders: deque[Future[None]] = deque()
+    coming: list[Future[Item | None]] = []
 
     def later(function: Callable[..., None], *arguments: Any) -> None:
         while len(orders) > 1:
@@ -544,23 +583,22 @@ def _one_ahead(
         orders.append(writer.submit(function, *arguments))
 
     def ahead() -> Iterator[Item]:
-        coming = reader.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = reader.submit(next, items, None)
+        coming.append(reader.submit(next, items, None))
+        while (item := coming.pop().result()) is not None:
+            coming.append(reader.submit(next, items, None))
             yield item
 
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="segdesk-read") as reader,
-        ThreadPoolExecutor(1, thread_name_prefix="segdesk-write") as writer,
-    ):
-        try:
-            yield ahead(), later
-            while orders:
-                orders.popleft().result()
-        except BaseException:
-            for order in orders:
-                order.cancel()
-            raise
+    try:
+        yield ahead(), later
+        while orders:
+            orders.popleft().result()
+    except BaseException:
+        for order in orders:
+            order.cancel()
+        # What they hold is free then.
+        wait(orders)
+        wait(coming)
+        raise
 
 
 def planes_of(data: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:

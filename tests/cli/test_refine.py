@@ -166,6 +166,9 @@ def test_a_full_disk_loses_nothing(
     answer = segdesk("refine", there)
     assert answer.code == 2, answer.err
     assert "is full; free some space" in answer.err.splitlines()[-1]
-    assert on_disk(there) == before
+    # On a full disk SQLite cannot take back what it keeps beside a database it looks at.
+    beside = {"project.db-wal", "project.db-shm"}
+    after = on_disk(there).items()
+    assert {name: content for name, content in after if name not in beside} == before
     (disk / "filler").unlink()
     assert segdesk("refine", there).code == 0

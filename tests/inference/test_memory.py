@@ -48,7 +48,7 @@ def test_short_of_memory_tiles_become_smaller_and_the_result_is_there(
     tmp_path: Path, make_model: Callable[..., Path]
 ) -> None:
     folder = make_model(tmp_path / "m")
-    answer = predict_in_little(folder, tile=1024, spare=40, side=900)
+    answer = predict_in_little(folder, tile=1024, spare=64, side=900)
     said = str(answer["said"])
     assert "Memory ran out on the processor: tiles of 480 pixels from here on." in said
     assert np.isclose(float(str(answer["apart"])), 0, atol=0.02)
