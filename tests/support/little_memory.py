@@ -13,7 +13,8 @@ from typing import Any
 def answer_of(script: str, *arguments: object) -> dict[str, Any]:
     """Run a script and return the JSON object in the last line that it prints.
 
-    One thread and one arena of memory: what each takes would depend on their number. Where
+    One thread and one arena of memory: what each takes would depend on their number. Tensors
+    are mapped one by one, so that freed ones are given back whatever lies between them. Where
     memory is that short, libraries below torch now and then fall over their own failed
     allocations (a segmentation fault in one of ten runs); such a run says nothing of ours.
     """
@@ -23,7 +24,12 @@ def answer_of(script: str, *arguments: object) -> dict[str, Any]:
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "MALLOC_ARENA_MAX": "1",
+                "MALLOC_MMAP_THRESHOLD_": str(2**18),
+            },
         )
         if done.returncode != -signal.SIGSEGV:
             break
