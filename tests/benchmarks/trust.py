@@ -1,8 +1,9 @@
 """Whether uncertainty finds errors, per kind, on a model trained here by command.
 
     python tests/benchmarks/trust.py kvasir224|em_membrane --data FOLDER --work FOLDER
+        [--architecture NAME] [--set KEY=VALUE ...]
 
-Makes a project of the training images, trains a small U-Net on it with ``segdesk train``,
+Makes a project of the training images, trains a small model on it with ``segdesk train``,
 and judges it with ``segdesk trust`` and ``segdesk predict`` on images that it has never
 seen: ``kvasir224/val``, or the last five slices of ``em_membrane``. A folder in which a
 model was trained already is judged again only.
@@ -14,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +51,20 @@ def split(name: str, data: Path, work: Path) -> tuple[Path, Path]:
     return folders
 
 
-def train(name: str, folder: Path, work: Path, steps: int) -> str:
+def train(name: str, folder: Path, work: Path, how: Sequence[str]) -> str:
     """Train a model and return the name of its package."""
     project = work / f"{name}.segdesk"
     if not project.exists():
         segdesk("new", project, "--classes", f"background,{CLASSES[name]}")
         segdesk("add", project, folder / "images", "--masks", folder / "masks")
         events = segdesk(
-            "train", project, "--new", "unet", "--option", "dropout=0.2",
-            "--set", f"steps={steps}", "--json",
-        )  # fmt: skip
+            "train",
+            project,
+            "--option",
+            "dropout=0.2",
+            *how,
+            "--json",
+        )
         (work / "outcome.json").write_text(events.splitlines()[-1], "utf-8")
     outcome = json.loads((work / "outcome.json").read_text("utf-8"))
     return str(project / "models" / outcome["model"])
@@ -107,11 +113,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--architecture", default="unet")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     name, work = arguments.name, arguments.work
     work.mkdir(parents=True, exist_ok=True)
     folder, unseen = split(name, arguments.data, work)
-    model = train(name, folder, work, arguments.steps)
+    settings = [f"steps={arguments.steps}", *arguments.set]
+    how = ["--new", arguments.architecture, *(p for s in settings for p in ("--set", s))]
+    model = train(name, folder, work, how)
     places = ("--images", unseen / "images", "--masks", unseen / "masks")
     trust = json.loads(segdesk("trust", "--model", model, *places, "--json"))
     score = json.loads(segdesk("evaluate", "--model", model, *places, "--json"))
