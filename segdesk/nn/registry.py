@@ -212,8 +212,8 @@ def build_network(card: ModelCard) -> nn.Module:
     unknown = set(card.options) - set(spec.options)
     if unknown:
         raise InputError(
-            f"The model {card.name!r} sets {sorted(unknown)}, which {spec.name} does not know; "
-            "it was made by another version of SegDesk."
+            f"The model {card.name!r} sets {sorted(unknown)}, which {spec.name} does not know: "
+            "its card was changed, or written by another version of SegDesk."
         )
     classes = len(card.classes)
     if classes < 2:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +16,16 @@ from segdesk.io.atomic import atomic_write_bytes, atomic_write_text
 from segdesk.io.packages import CARD, WEIGHTS, hash_weights, read_card
 from segdesk.nn.heads import HeadKind
 from segdesk.nn.outline import Shapes, build_outline, outline, shapes_of, without_head
-from segdesk.nn.registry import architectures, build_network, find_architecture
+from segdesk.nn.registry import UNBUILDABLE, architectures, build_network, find_architecture
 from segdesk.nn.spec import ModelSpec
 
 #: Up to so many classes are tried to say what weights are for.
 MOST_CLASSES = 32
 
-#: Share of tensor names in common from which weights are taken for an architecture's.
+#: Share of a file's tensors that must be an architecture's for the file to be taken for its
+#: weights, and how much of the architecture they must be at least.
 LIKE = 0.8
+LEAST = 0.1
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ def load_model(folder: Path) -> LoadedModel:
         Not a package, a pickle, a damaged file, or weights of another network.
     """
     card = read_card(folder)
-    network = build_network(card)
+    try:
+        network = build_network(card)
+    except InputError as error:
+        raise InputError(f"{error}{_whose(folder / WEIGHTS, card)}") from None
     load_weights(network, folder / WEIGHTS, card)
     network.eval()
     found = hash_weights(folder)
@@ -106,8 +110,8 @@ def _other_classes(tensors: dict[str, Tensor], card: ModelCard) -> str:
         found = shapes_of(network.state_dict())
         if found == shapes:
             return (
-                f" They tell {classes} classes apart and the card names {len(card.classes)}: "
-                "correct the card's classes and colors."
+                f" The weights tell {classes} classes apart and the card names "
+                f"{len(card.classes)}: correct the card's classes and colors."
             )
         if without_head(found).keys() != without_head(shapes).keys():
             break  # it is another network altogether
@@ -123,6 +127,27 @@ def _what_fits(tensors: dict[str, Tensor], card: ModelCard, own: Shapes) -> str:
         What the network has that the card describes.
     """
     shapes = shapes_of(tensors)
+    return (
+        _exactly(shapes, card)
+        or _nearly_own(shapes, own, card)
+        or _most_like(shapes, card)
+        or " The weights fit no architecture that is installed here; choose another model."
+    )
+
+
+def _whose(path: Path, card: ModelCard) -> str:
+    """Say whose weights a file holds whose card describes no network, if that can be told."""
+    # Whatever else is wrong with the card, a network tells two classes apart at least.
+    sane = card.model_copy(update={"classes": card.classes if len(card.classes) > 1 else ("", "")})
+    try:
+        shapes = shapes_of(load_file(path))
+        return _exactly(shapes, sane) or _most_like(shapes, sane)
+    except (SafetensorError, OSError, *UNBUILDABLE):
+        return ""
+
+
+def _exactly(shapes: Shapes, card: ModelCard) -> str:
+    """Say which installed architecture has these tensors, if one has just these."""
     body = without_head(shapes)
     size = card.channels, len(card.classes)
     for name in architectures():
@@ -133,10 +158,10 @@ def _what_fits(tensors: dict[str, Tensor], card: ModelCard, own: Shapes) -> str:
             for head in HeadKind:
                 if outline(name, variant, head, *size) == shapes:
                     return (
-                        f" They are those of {name} ({variant}, head {head}): correct the "
+                        f" The weights are those of {name} ({variant}, head {head}): correct the "
                         "card, or choose the model they belong to."
                     )
-    return _nearly_own(shapes, own, card) or _most_like(body.keys(), card)
+    return ""
 
 
 def _nearly_own(shapes: Shapes, own: Shapes, card: ModelCard) -> str:
@@ -144,32 +169,38 @@ def _nearly_own(shapes: Shapes, own: Shapes, card: ModelCard) -> str:
     common = shapes.items() & own.items()
     missing, extra = len(own) - len(common), len(shapes) - len(common)
     has_odd = any(shapes[name] != own[name] for name in shapes.keys() & own.keys())
-    if has_odd or len(common) < LIKE * (len(common) + missing + extra):
+    if has_odd or len(common) < max(LIKE * len(shapes), LEAST * len(own)):
         return ""
     parts = [f"but {missing} {_is(missing)} missing"] if missing else []
     parts += [f"and {extra} {_is(extra)} too many"] if extra else []
-    return f" They are those of {card.architecture}, {' '.join(parts)}: copy the model again."
+    return (
+        f" The weights are those of {card.architecture}, {' '.join(parts)}: copy the model again."
+    )
 
 
 def _is(number: int) -> str:
     return "is" if number == 1 else "are"
 
 
-def _most_like(found: AbstractSet[str], card: ModelCard) -> str:
-    """Say which installed architecture names most of its tensors so, whatever their sizes."""
+def _most_like(shapes: Shapes, card: ModelCard) -> str:
+    """Say which installed architecture names its tensors so, whatever their sizes."""
+    found = without_head(shapes).keys()
 
-    def likeness(name: str, variant: str) -> float:
+    def likeness(name: str, variant: str) -> tuple[float, float, bool]:
         outlined = outline(name, variant, HeadKind.A, card.channels, len(card.classes))
         body = without_head(outlined).keys()
-        return len(body & found) / max(1, len(body | found))
+        common = len(body & found)
+        # Of equals the one that is more nearly whole, then the card's own.
+        whole = common / max(1, len(body | found))
+        return common / max(1, len(found)), whole, name == card.architecture
 
     names = [(name, variant) for name in architectures() for variant in ("paper", "small")]
-    # Of equals the card's own.
-    best = max(names, key=lambda one: (likeness(*one), one[0] == card.architecture))
-    if likeness(*best) < LIKE:
-        return " They fit no architecture that is installed here; choose another model."
+    best = max(names, key=lambda one: likeness(*one))
+    share, whole, _ = likeness(*best)
+    if share < LIKE or whole < LEAST:
+        return ""
     return (
-        f" By their names they are those of {best[0]}, of another size, or not all of them: "
+        f" By their names the weights are those of {best[0]}, of another size, or not all of them: "
         "correct the card, or choose the model they belong to."
     )
 

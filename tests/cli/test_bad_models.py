@@ -68,7 +68,7 @@ def test_weights_of_another_architecture_are_named(
     other = package(tmp_path / "other", "deeplab-v1")
     shutil.copyfile(other / "weights.safetensors", model / "weights.safetensors")
     refused(judge(segdesk, tmp_path, model), "do not fit the network its card describes",
-            "They are those of deeplab-v1 (small, head A)")  # fmt: skip
+            "The weights are those of deeplab-v1 (small, head A)")  # fmt: skip
 
 
 def test_a_card_with_more_classes_than_its_weights_is_told_so(
@@ -79,7 +79,7 @@ def test_a_card_with_more_classes_than_its_weights_is_told_so(
     other = package(tmp_path / "other", "unet")
     shutil.copyfile(other / "weights.safetensors", model / "weights.safetensors")
     refused(judge(segdesk, tmp_path, model), "of another shape",
-            "They tell 2 classes apart and the card names 3: correct the card's")  # fmt: skip
+            "The weights tell 2 classes apart and the card names 3: correct the")  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{}, {"width": 12}])
@@ -103,13 +103,14 @@ def test_tensors_that_lack_or_are_too_many_are_counted(
         return str(answer.err)
 
     again = ": copy the model again."
-    assert f"1 missing (first: {names[0]}). They are those of unet, but 1 is missing{again}" in (
-        says(1)
+    assert (
+        f"1 missing (first: {names[0]}). The weights are those of unet, but 1 is missing{again}"
+        in (says(1))
     )
-    assert f"They are those of unet, but 2 are missing{again}" in says(2)
+    assert f"The weights are those of unet, but 2 are missing{again}" in says(2)
     for name in ("odd", "head.odd"):
-        assert f"They are those of unet, and 1 is too many{again}" in says(0, name)
-    both = f"They are those of unet, but 1 is missing and 2 are too many{again}"
+        assert f"The weights are those of unet, and 1 is too many{again}" in says(0, name)
+    both = f"The weights are those of unet, but 1 is missing and 2 are too many{again}"
     assert both in says(1, "odd", "head.odd")
 
 
@@ -121,7 +122,7 @@ def test_weights_of_another_size_are_told_so(
     other = package(tmp_path / "other", "unet", width=20)
     shutil.copyfile(other / "weights.safetensors", model / "weights.safetensors")
     refused(judge(segdesk, tmp_path, model),
-            "they are those of unet, of another size, or not all of them: correct the")  # fmt: skip
+            "the weights are those of unet, of another size, or not all of them: ")  # fmt: skip
 
 
 def test_weights_of_another_architecture_are_named_though_some_lack(
@@ -133,9 +134,29 @@ def test_weights_of_another_architecture_are_named_though_some_lack(
     tensors.popitem()
     tensors["encoder.blocks.0.0.weight"] = torch.zeros(24, 3, 3, 3)
     save_file(tensors, model / "weights.safetensors")
-    refused(judge(segdesk, tmp_path, model), "By their names they are those of unet")
+    refused(judge(segdesk, tmp_path, model), "By their names the weights are those of unet")
     save_file({"conv.weight": torch.zeros(3)}, model / "weights.safetensors")
-    refused(judge(segdesk, tmp_path, model), "They fit no architecture that is installed here")
+    refused(
+        judge(segdesk, tmp_path, model), "The weights fit no architecture that is installed here"
+    )
+
+
+def test_half_of_the_weights_are_known_and_so_are_those_of_another_card(
+    tmp_path: Path, segdesk: Segdesk, disc_files: Callable[..., list[Path]]
+) -> None:
+    disc_files(1)
+    model = package(tmp_path / "mine", "attention-unet")
+    whole = load_file(model / "weights.safetensors")
+    half = dict(sorted(whole.items())[::2])
+    save_file(half, model / "weights.safetensors")
+    refused(judge(segdesk, tmp_path, model), "The weights are those of attention-unet, but "
+            f"{len(whole) - len(half)} are missing: copy the model again.")  # fmt: skip
+    swin = package(tmp_path / "other", "swin-upernet")
+    card = json.loads((swin / "card.json").read_text("utf-8"))
+    card["architecture"] = "setr-mla"
+    (swin / "card.json").write_text(json.dumps(card), "utf-8")
+    refused(judge(segdesk, tmp_path, swin), "which setr-mla does not know: its card was changed",
+            "The weights are those of swin-upernet (small, head A): correct the card")  # fmt: skip
 
 
 def test_a_truncated_file_is_damaged(
