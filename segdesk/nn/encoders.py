@@ -6,6 +6,7 @@ state-dict keys are timm's, and a user's pre-trained weights load strictly.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,11 +47,20 @@ class TimmEncoder(nn.Module):
         Channels and stride of each returned map.
     timm_name
         For timm's own download of weights.
+
+    Raises
+    ------
+    ValueError
+        timm has no network of that name.
     """
 
     def __init__(self, name: str, in_channels: int, levels: Sequence[int], **options: Any) -> None:
         super().__init__()
         timm = import_timm()
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name, timm.list_models(), n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"there is no encoder {name!r} in timm{meant}")
         body: Any = timm.create_model(
             name, pretrained=False, in_chans=in_channels, num_classes=0, **options
         )

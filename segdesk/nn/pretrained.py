@@ -161,6 +161,12 @@ def require_source(source: str) -> None:
 def _require_file(path: Path) -> None:
     path = path.absolute()
     if not path.is_file() and not (path / WEIGHTS).is_file():
+        if import_timm().is_model(path.name):
+            raise InputError(
+                f"{path.name} names a network, and there is no file of that name here; "
+                f"{DOWNLOAD!r} takes the published weights of the encoder that the architecture "
+                "has, or that its option names."
+            )
         raise InputError(
             f"There is no file {path} to take the encoder's weights from; give one that exists, "
             f"or {DOWNLOAD!r}, or nothing to start from random weights."

@@ -7,9 +7,13 @@ cell has the same seeds, images, order of crops, augmentation, loss and number o
 steps; only the head differs. ``FOLDER`` holds ``kvasir224`` and ``isic224``, each with
 ``train`` and ``val``. A cell is a line of ``cells.jsonl``; a run that was broken off
 goes on where it was. Without a graphics card the small variants of U-Net and FCN are
-compared, half as wide again, a cell on each core, with a budget that two cores get
+compared at width 8, a cell in a process for each core, with a budget that two cores get
 through in an hour; with one, all four architectures as published. ``--table-only``
 writes table and pictures of the cells that are there.
+
+Two things ask why a head begins as it does. ``--gain`` and ``--gate-bias`` change how
+attention begins, for every cell of a run; ``--gradients`` only computes what each head
+lets through of its features and the length of the gradient of the first batch.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from torch import Tensor, nn
 
 from segdesk.config.model import Activation, HeadKind, Variant
 from segdesk.nn.device import pick_device, place
+from segdesk.nn.heads import SpatialAttention
 from segdesk.nn.losses import dice_cross_entropy
 from segdesk.nn.registry import find_architecture, resolve_options
 from segdesk.training.metrics import confusion, summarize
@@ -141,10 +146,8 @@ def enlarge(_: nn.Module, given: tuple[Tensor], *, gain: float) -> tuple[Tensor]
     return (given[0] * gain,)
 
 
-def run_cell(cell: dict[str, Any], folder: Path, device: torch.device) -> dict[str, Any]:
-    """Train and judge one cell."""
-    began = time.monotonic()
-    data = {split: load(folder / cell["dataset"] / split) for split in ("train", "val")}
+def make_network(cell: dict[str, Any], device: torch.device) -> nn.Module:
+    """Draw the network of a cell; the same for the same seed."""
     spec = find_architecture(cell["architecture"])
     variant = Variant.PAPER if device.type == "cuda" else Variant.SMALL
     options: dict[str, Any] = {"head": cell["head"], "activation": cell["activation"]}
@@ -154,6 +157,53 @@ def run_cell(cell: dict[str, Any], folder: Path, device: torch.device) -> dict[s
     network = place(spec.build(3, 2, **resolve_options(spec, variant, options)), device)
     for branch in network.get_submodule("head").branches:
         branch.output.register_forward_pre_hook(partial(enlarge, gain=cell["gain"]))
+    for part in network.modules():
+        if isinstance(part, SpatialAttention):
+            nn.init.constant_(part.norm.bias, cell["gate_bias"])
+    return network
+
+
+def first_gradient(cell: dict[str, Any], folder: Path, device: torch.device) -> dict[str, float]:
+    """Return what of its features' norm a head lets through, and lengths of gradients.
+
+    Of the first batch, while learning; for several branches of a head, of the last one.
+    """
+    network = make_network(cell, device).train()
+    norms = {}
+    for branch in network.get_submodule("head").branches:
+        for key, part in (("in", branch), ("out", branch.output)):
+            part.register_forward_pre_hook(
+                lambda _, given, key=key: norms.update({key: float(given[0].detach().norm())})
+            )
+    x, y = next(batches(load(folder / cell["dataset"] / "train"), 1, 4, cell["seed"]))
+    labels = y.to(device)
+    weights = torch.ones_like(labels, dtype=torch.float32)
+    dice_cross_entropy(network(standardise(x, device)), labels, weights).backward()
+
+    def length(part: nn.Module) -> float:
+        return sum(float(p.grad.square().sum()) for p in part.parameters() if p.grad is not None)
+
+    return {
+        "let_through": norms["out"] / norms["in"] / cell["gain"],
+        "encoder": length(network.get_submodule("encoder")) ** 0.5,
+        "decoder": length(network.get_submodule("decoder")) ** 0.5,
+        "all": length(network) ** 0.5,
+    }
+
+
+def show_gradients(cells: list[dict[str, Any]], folder: Path, device: torch.device) -> None:
+    """Print, for each head, the means over seeds of :func:`first_gradient`."""
+    for (dataset, architecture, head, activation), seeds in group(cells).items():
+        found = [first_gradient(cell, folder, device) for cell in seeds]
+        means = {key: round(float(np.mean([one[key] for one in found])), 3) for key in found[0]}
+        sys.stdout.write(f"{dataset}, {architecture}, {head}, {activation}: {means}\n")
+
+
+def run_cell(cell: dict[str, Any], folder: Path, device: torch.device) -> dict[str, Any]:
+    """Train and judge one cell."""
+    began = time.monotonic()
+    data = {split: load(folder / cell["dataset"] / split) for split in ("train", "val")}
+    network = make_network(cell, device)
     train(network, data["train"], cell["steps"], cell["seed"], device)
     report = judge(network, data["val"], device)
     return {**cell, **report, "seconds": round(time.monotonic() - began, 1)}
@@ -192,6 +242,10 @@ def main() -> None:
     parser.add_argument(
         "--gain", type=float, default=1.0, help="multiplies what goes into the output layers"
     )
+    parser.add_argument(
+        "--gate-bias", type=float, default=0.0, help="where the spatial gates of C and D begin"
+    )
+    parser.add_argument("--gradients", action="store_true")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--table-only", action="store_true")
     arguments = parser.parse_args()
@@ -199,8 +253,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "cells.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    keys = ("dataset", "architecture", "head", "activation", "seed", "steps", "gain")
-    known = {tuple(cell[key] for key in keys) for cell in done}
+    keys = ("dataset", "architecture", "head", "activation", "seed", "steps", "gain", "gate_bias")
+    known = {tuple(cell.get(key, 0.0) for key in keys) for cell in done}
     architectures = arguments.architectures or ARCHITECTURES[device.type]
     # Seeds outermost: what is there after half the time is one whole seed.
     heads = [
@@ -208,13 +262,17 @@ def main() -> None:
         for kind, activation in HEADS
         if kind in arguments.heads and activation in arguments.activations
     ]
-    budget = (arguments.steps, arguments.gain)
+    budget = (arguments.steps, arguments.gain, arguments.gate_bias)
     plan = [
         (dataset, architecture, str(head), str(activation), seed, *budget)
         for seed, dataset, architecture, (head, activation) in itertools.product(
             arguments.seeds, arguments.datasets, architectures, heads
         )
     ]
+    if arguments.gradients:
+        cells = [dict(zip(keys, values, strict=True)) for values in plan]
+        show_gradients(cells, arguments.data, device)
+        return
     missing = [] if arguments.table_only else [values for values in plan if values not in known]
     for cell in run_cells(
         [dict(zip(keys, values, strict=True)) for values in missing], arguments.data, device
@@ -225,7 +283,7 @@ def main() -> None:
         name = ", ".join(str(cell[key]) for key in keys)
         sys.stdout.write(f"{name}: Dice {cell['dice']:.4f}, {cell['seconds']} s\n")
         sys.stdout.flush()
-    done = [cell for cell in done if (cell["steps"], cell["gain"]) == budget]
+    done = [c for c in done if (c["steps"], c["gain"], c.get("gate_bias", 0.0)) == budget]
     (arguments.out / "table.md").write_text(table(done), "utf-8")
     for dataset, architecture in sorted({(c["dataset"], c["architecture"]) for c in done}):
         chosen = [c for c in done if (c["dataset"], c["architecture"]) == (dataset, architecture)]

@@ -223,6 +223,10 @@ def test_another_number_of_classes_does_not_fit(
         (["--new", "swin-upernet", "--set", "crop_size=80"], ["multiples of 32", "is 64"]),
         (["--new", "fcn-8s", "--option", "encoder_weights=no-such-file.pth"],
          ["no-such-file.pth"]),
+        (["--new", "fcn-8s", "--option", "encoder_weights=vgg16"],
+         ["vgg16 names a network", "'download' takes the published"]),
+        (["--new", "deeplab-v3plus", "--option", "encoder=resnet19"],
+         ["no encoder 'resnet19'", "did you mean 'resnet1"]),
     ],
 )  # fmt: skip
 def test_what_a_new_model_cannot_be(
