@@ -58,6 +58,7 @@ class TimmEncoder(nn.Module):
         super().__init__()
         timm = import_timm()
         if not timm.is_model(name):
+            # Not `registry.suggest`: it lists all there are, and here there are over a thousand.
             near = difflib.get_close_matches(name, timm.list_models(), n=1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"there is no encoder {name!r} in timm{meant}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,11 +127,11 @@ def _what_fits(tensors: dict[str, Tensor], card: ModelCard, own: Shapes) -> str:
     own
         What the network has that the card describes.
     """
-    shapes = shapes_of(tensors)
+    shapes, size = shapes_of(tensors), (card.channels, len(card.classes))
     return (
-        _exactly(shapes, card)
+        _exactly(shapes, *size)
         or _nearly_own(shapes, own, card)
-        or _most_like(shapes, card)
+        or _most_like(shapes, *size, card.architecture)
         or " The weights fit no architecture that is installed here; choose another model."
     )
 
@@ -138,29 +139,33 @@ def _what_fits(tensors: dict[str, Tensor], card: ModelCard, own: Shapes) -> str:
 def _whose(path: Path, card: ModelCard) -> str:
     """Say whose weights a file holds whose card describes no network, if that can be told."""
     # Whatever else is wrong with the card, a network tells two classes apart at least.
-    sane = card.model_copy(update={"classes": card.classes if len(card.classes) > 1 else ("", "")})
+    size = card.channels, max(2, len(card.classes))
     try:
         shapes = shapes_of(load_file(path))
-        return _exactly(shapes, sane) or _most_like(shapes, sane)
+        return _exactly(shapes, *size) or _most_like(shapes, *size, card.architecture)
     except (SafetensorError, OSError, *UNBUILDABLE):
         return ""
 
 
-def _exactly(shapes: Shapes, card: ModelCard) -> str:
-    """Say which installed architecture has these tensors, if one has just these."""
-    body = without_head(shapes)
-    size = card.channels, len(card.classes)
+def _bodies(channels: int, classes: int) -> Iterator[tuple[str, str, Shapes]]:
+    """Yield each installed architecture's name, variant, and what its encoder and decoder hold."""
     for name in architectures():
         for variant in ("paper", "small"):
-            # A head changes nothing but the head: most networks need not be built with each.
-            if without_head(outline(name, variant, HeadKind.A, *size)) != body:
-                continue
-            for head in HeadKind:
-                if outline(name, variant, head, *size) == shapes:
-                    return (
-                        f" The weights are those of {name} ({variant}, head {head}): correct the "
-                        "card, or choose the model they belong to."
-                    )
+            yield name, variant, without_head(outline(name, variant, HeadKind.A, channels, classes))
+
+
+def _exactly(shapes: Shapes, channels: int, classes: int) -> str:
+    """Say which installed architecture has these tensors, if one has just these."""
+    for name, variant, body in _bodies(channels, classes):
+        # A head changes nothing but the head: most networks need not be built with each.
+        if body != without_head(shapes):
+            continue
+        for head in HeadKind:
+            if outline(name, variant, head, channels, classes) == shapes:
+                return (
+                    f" The weights are those of {name} ({variant}, head {head}): correct the "
+                    "card, or choose the model they belong to."
+                )
     return ""
 
 
@@ -182,25 +187,22 @@ def _is(number: int) -> str:
     return "is" if number == 1 else "are"
 
 
-def _most_like(shapes: Shapes, card: ModelCard) -> str:
+def _most_like(shapes: Shapes, channels: int, classes: int, own: str) -> str:
     """Say which installed architecture names its tensors so, whatever their sizes."""
     found = without_head(shapes).keys()
 
-    def likeness(name: str, variant: str) -> tuple[float, float, bool]:
-        outlined = outline(name, variant, HeadKind.A, card.channels, len(card.classes))
-        body = without_head(outlined).keys()
-        common = len(body & found)
+    def likeness(name: str, body: Shapes) -> tuple[float, float, bool]:
+        common = len(body.keys() & found)
         # Of equals the one that is more nearly whole, then the card's own.
-        whole = common / max(1, len(body | found))
-        return common / max(1, len(found)), whole, name == card.architecture
+        whole = common / max(1, len(body.keys() | found))
+        return common / max(1, len(found)), whole, name == own
 
-    names = [(name, variant) for name in architectures() for variant in ("paper", "small")]
-    best = max(names, key=lambda one: likeness(*one))
-    share, whole, _ = likeness(*best)
+    found_like = ((likeness(name, body), name) for name, _, body in _bodies(channels, classes))
+    (share, whole, _), name = max(found_like, key=lambda one: one[0])
     if share < LIKE or whole < LEAST:
         return ""
     return (
-        f" By their names the weights are those of {best[0]}, of another size, or not all of them: "
+        f" By their names the weights are those of {name}, of another size, or not all of them: "
         "correct the card, or choose the model they belong to."
     )
 

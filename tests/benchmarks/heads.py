@@ -99,6 +99,12 @@ def standardise(x: Tensor, device: torch.device) -> Tensor:
     return ((x.float() / 255 - 0.5) / 0.25).to(device, memory_format=torch.channels_last)
 
 
+def loss_of(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return what every cell makes small: Dice and cross entropy, all pixels alike."""
+    labels = masks.to(maps.device)
+    return dice_cross_entropy(maps.float(), labels, torch.ones_like(labels, dtype=torch.float32))
+
+
 def train(network: nn.Module, data: Images, steps: int, seed: int, device: torch.device) -> None:
     """Learn for ``steps`` batches of four; AdamW, warm-up and cosine."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
@@ -111,10 +117,7 @@ def train(network: nn.Module, data: Images, steps: int, seed: int, device: torch
         # without AMX takes twice as long.
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             maps = network(standardise(x, device))
-        labels = y.to(device)
-        loss = dice_cross_entropy(
-            maps.float(), labels, torch.ones_like(labels, dtype=torch.float32)
-        )
+        loss = loss_of(maps, y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -176,18 +179,17 @@ def first_gradient(cell: dict[str, Any], folder: Path, device: torch.device) -> 
                 lambda _, given, key=key: norms.update({key: float(given[0].detach().norm())})
             )
     x, y = next(batches(load(folder / cell["dataset"] / "train"), 1, 4, cell["seed"]))
-    labels = y.to(device)
-    weights = torch.ones_like(labels, dtype=torch.float32)
-    dice_cross_entropy(network(standardise(x, device)), labels, weights).backward()
+    loss_of(network(standardise(x, device)), y).backward()
 
     def length(part: nn.Module) -> float:
-        return sum(float(p.grad.square().sum()) for p in part.parameters() if p.grad is not None)
+        gradients = [p.grad for p in part.parameters() if p.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
 
     return {
         "let_through": norms["out"] / norms["in"] / cell["gain"],
-        "encoder": length(network.get_submodule("encoder")) ** 0.5,
-        "decoder": length(network.get_submodule("decoder")) ** 0.5,
-        "all": length(network) ** 0.5,
+        "encoder": length(network.get_submodule("encoder")),
+        "decoder": length(network.get_submodule("decoder")),
+        "all": length(network),
     }
 
 
@@ -252,9 +254,11 @@ def main() -> None:
     device = pick_device(arguments.device).device
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "cells.jsonl"
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = file.read_text().splitlines() if file.exists() else []
+    # Older lines do not tell where the gates began.
+    done = [{"gate_bias": 0.0, **json.loads(line)} for line in lines]
     keys = ("dataset", "architecture", "head", "activation", "seed", "steps", "gain", "gate_bias")
-    known = {tuple(cell.get(key, 0.0) for key in keys) for cell in done}
+    known = {tuple(cell[key] for key in keys) for cell in done}
     architectures = arguments.architectures or ARCHITECTURES[device.type]
     # Seeds outermost: what is there after half the time is one whole seed.
     heads = [
@@ -278,12 +282,12 @@ def main() -> None:
         [dict(zip(keys, values, strict=True)) for values in missing], arguments.data, device
     ):
         done.append(cell)
-        with file.open("a") as lines:
-            lines.write(json.dumps(cell) + "\n")
+        with file.open("a") as end:
+            end.write(json.dumps(cell) + "\n")
         name = ", ".join(str(cell[key]) for key in keys)
         sys.stdout.write(f"{name}: Dice {cell['dice']:.4f}, {cell['seconds']} s\n")
         sys.stdout.flush()
-    done = [c for c in done if (c["steps"], c["gain"], c.get("gate_bias", 0.0)) == budget]
+    done = [c for c in done if (c["steps"], c["gain"], c["gate_bias"]) == budget]
     (arguments.out / "table.md").write_text(table(done), "utf-8")
     for dataset, architecture in sorted({(c["dataset"], c["architecture"]) for c in done}):
         chosen = [c for c in done if (c["dataset"], c["architecture"]) == (dataset, architecture)]

@@ -79,7 +79,8 @@ def test_a_card_with_more_classes_than_its_weights_is_told_so(
     other = package(tmp_path / "other", "unet")
     shutil.copyfile(other / "weights.safetensors", model / "weights.safetensors")
     refused(judge(segdesk, tmp_path, model), "of another shape",
-            "The weights tell 2 classes apart and the card names 3: correct the")  # fmt: skip
+            "The weights tell 2 classes apart and the card names 3: correct the "
+            "card's")  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{}, {"width": 12}])
@@ -103,14 +104,12 @@ def test_tensors_that_lack_or_are_too_many_are_counted(
         return str(answer.err)
 
     again = ": copy the model again."
-    assert (
-        f"1 missing (first: {names[0]}). The weights are those of unet, but 1 is missing{again}"
-        in (says(1))
-    )
-    assert f"The weights are those of unet, but 2 are missing{again}" in says(2)
+    whose = "The weights are those of unet,"
+    assert f"1 missing (first: {names[0]}). {whose} but 1 is missing{again}" in says(1)
+    assert f"{whose} but 2 are missing{again}" in says(2)
     for name in ("odd", "head.odd"):
-        assert f"The weights are those of unet, and 1 is too many{again}" in says(0, name)
-    both = f"The weights are those of unet, but 1 is missing and 2 are too many{again}"
+        assert f"{whose} and 1 is too many{again}" in says(0, name)
+    both = f"{whose} but 1 is missing and 2 are too many{again}"
     assert both in says(1, "odd", "head.odd")
 
 
@@ -122,7 +121,8 @@ def test_weights_of_another_size_are_told_so(
     other = package(tmp_path / "other", "unet", width=20)
     shutil.copyfile(other / "weights.safetensors", model / "weights.safetensors")
     refused(judge(segdesk, tmp_path, model),
-            "the weights are those of unet, of another size, or not all of them: ")  # fmt: skip
+            "the weights are those of unet, of another size, or not all of them: correct "
+            "the")  # fmt: skip
 
 
 def test_weights_of_another_architecture_are_named_though_some_lack(
