@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from segdesk.jobs.child import Doorkeeper, ParentLine, lower_priority, share_heap, share_processor
+from segdesk.jobs.child import Doorkeeper, ParentLine, lower_priority, share_processor
+from segdesk.jobs.heap import keep_freed_memory
 
 
 def main() -> None:
@@ -13,7 +14,7 @@ def main() -> None:
     line = ParentLine(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     lower_priority()
     share_processor()
-    share_heap()
+    keep_freed_memory()
     door = Doorkeeper()
     line.listen(door.take, door.parent_gone)
     # After the real stdout was put aside: torch may print while it is imported.

@@ -33,6 +33,7 @@ from segdesk.io.atomic import explain_os_errors, move_into_place
 from segdesk.io.packages import hash_weights
 from segdesk.io.sources import ImageSource, open_source
 from segdesk.jobs.cancel import CancelToken
+from segdesk.jobs.heap import keep_freed_memory
 from segdesk.jobs.messages import AnyEvent, PredictionReady, PredictOrder
 from segdesk.nn.device import Precision
 
@@ -44,6 +45,7 @@ Result = TypeVar("Result")
 #: One task at a time in a process, whatever threads it has: all share one model.
 _turn = threading.Lock()
 _events: list[AnyEvent] = []
+keep_freed_memory()
 #: Keeps the model from task to task.
 _engine = Engine(_events.append)
 #: The last image that had to be read whole, by its hash and address.

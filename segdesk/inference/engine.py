@@ -19,6 +19,7 @@ from segdesk.inference.results import Watch, predict_to_folder
 from segdesk.inference.sampling import Sampler, in_order, make_sampler
 from segdesk.io.packages import hash_weights
 from segdesk.jobs.cancel import CancelToken
+from segdesk.jobs.heap import give_back_freed_memory
 from segdesk.jobs.messages import (
     AnyEvent,
     AnyOrder,
@@ -118,6 +119,8 @@ class Engine:
         """Work orders off until :meth:`stop`."""
         while (order := self._orders.get()[2]) is not None:
             self._send(self.answer(order))
+            if self._orders.empty():
+                give_back_freed_memory()
 
     def answer(self, order: EngineOrder) -> Finished:
         """Do one order and return its one terminal event."""

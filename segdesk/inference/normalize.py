@@ -242,7 +242,9 @@ def _step(size: int) -> int:
 def _unit(data: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.float32]:
     if high <= low:
         return np.zeros(data.shape, np.float32)
-    scaled = (data.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    scaled = data.astype(np.float32)
+    scaled -= np.float32(low)
+    scaled /= np.float32(high - low)
     return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
@@ -252,4 +254,6 @@ def standardize(scaled: npt.NDArray[np.float32], how: Normalization) -> npt.NDAr
 
 
 def _standard(scaled: npt.NDArray[np.float32], mean: float, std: float) -> npt.NDArray[np.float32]:
-    return (scaled - np.float32(mean)) / np.float32(std)
+    standard = scaled - np.float32(mean)
+    standard /= np.float32(std)
+    return standard

@@ -104,8 +104,9 @@ def make_sampler(
     if kind is UncertaintyKind.ENSEMBLE:
         members = list(networks)
         return _Several(lambda x: (m(x) for m in members), len(members))
-    measure = entropy_of_maps if kind is UncertaintyKind.ENTROPY else margin_of_maps
-    return _One(network, measure)
+    if kind is UncertaintyKind.ENTROPY:
+        return _One(network, entropy_of_maps)
+    return _Margin(network, margin_of_maps)
 
 
 def with_uncertainty(sampler: Sampler, batch: Tensor) -> Tensor:
@@ -142,9 +143,6 @@ def margin_of_maps(maps: Tensor) -> Tensor:
     With two classes this is 1 - tanh(d / 2) for class maps that differ by d. Exact
     however sure the model is, see :func:`entropy_of_maps`; parameters as there.
     """
-    if maps.shape[1] == 2:  # the same in a sixth of the time: the usual case, on every tile
-        apart = maps[:, 0].float() - maps[:, 1].float()
-        return apart.abs_().neg_().sigmoid_().mul_(2)
     _, odds = _behind(maps)
     rest = odds.sum(1)
     return ((rest + odds.amax(1)) / (1 + rest)).clamp(0, 1)
@@ -195,7 +193,21 @@ class _One:
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         maps: Tensor = self._network(batch).float()
+        return self._both(maps)
+
+    def _both(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         return F.softmax(maps, 1), self._measure(maps)
+
+
+class _Margin(_One):
+    def _both(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        if maps.shape[1] != 2:
+            return super()._both(maps)
+        # Of two classes, the usual case, one difference tells all, in half the time; and as
+        # exactly: the smaller probability is computed by itself, not as 1 - p.
+        lead = maps[:, 0] - maps[:, 1]
+        first, second = torch.sigmoid(lead), torch.sigmoid(-lead)
+        return torch.stack((first, second), 1), 2 * torch.minimum(first, second)
 
 
 class _Several:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -144,16 +145,17 @@ class ResultWriter:
         as_tiff
             Write labels and uncertainty as TIFF; they stay Zarr arrays otherwise.
         """
-        regions = self._regions(as_whole=as_tiff)
-        text = json.dumps([region.as_dict() for region in regions])
-        (self.folder / REGIONS).write_text(text + "\n", "utf-8")
-        if as_tiff:
-            for name in ("labels", "uncertainty"):
-                self._to_tiff(name, is_flat=is_flat)
-        for name in (_ORDER, _DONE):  # from here on it cannot be gone on with
-            (self.folder / name).unlink()
-        for name in ("labels", "uncertainty") if as_tiff else ():
-            shutil.rmtree(self._path(name))
+        names = ("labels", "uncertainty") if as_tiff else ()
+        with ThreadPoolExecutor(2, "segdesk-finish") as threads:  # packing lets others run
+            made = [threads.submit(self._to_tiff, name, is_flat=is_flat) for name in names]
+            regions = self._regions(as_whole=as_tiff)
+            text = json.dumps([region.as_dict() for region in regions])
+            (self.folder / REGIONS).write_text(text + "\n", "utf-8")
+            for future in made:
+                future.result()
+            for name in (_ORDER, _DONE):  # from here on it cannot be gone on with
+                (self.folder / name).unlink()
+            list(threads.map(shutil.rmtree, map(self._path, names)))
 
     # How ---------------------------------------------------------------------
 
@@ -197,7 +199,8 @@ class ResultWriter:
             self.folder.mkdir(parents=True)
             self._make(order)
         self._labels, self._unsure, self._maps = (
-            zarr.open_array(str(self._path(name)), mode="r+")
+            # To look for empty chunks takes longer than to write them.
+            zarr.open_array(str(self._path(name)), mode="r+", config={"write_empty_chunks": True})
             for name in ("labels", "uncertainty", "probabilities")
         )
 

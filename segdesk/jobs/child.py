@@ -6,14 +6,11 @@ events and file descriptors 1 and 2 are pointed at a log before torch is importe
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import psutil
 from pydantic import ValidationError
@@ -133,21 +130,6 @@ def share_processor() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-
-#: ``M_ARENA_MAX`` in glibc's malloc.h.
-_M_ARENA_MAX: Final = -8
-
-
-def share_heap() -> None:
-    """Let all threads of this process take memory from one heap; call before they begin.
-
-    GNU's C library gives each thread a heap of its own otherwise, which keeps what its
-    thread needed once: tiles beside each other take a sixth more then, and each gets
-    fresh pages from the system again and again. Elsewhere this does nothing.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def lower_priority() -> None:

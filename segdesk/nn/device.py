@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from segdesk.core.errors import InputError
+from segdesk.jobs.heap import give_back_freed_memory
 
 #: How much of the free memory tiles may take, and how many of them at most on a card.
 MEMORY_SHARE = 0.5
@@ -125,6 +126,7 @@ def measured(device: torch.device) -> Iterator[Used]:
 @contextmanager
 def _watched(used: Used) -> Iterator[None]:
     """Look at this process's memory all the while: processors keep no account of a peak."""
+    give_back_freed_memory()  # else what was kept for reuse would hide what is taken now
     process, ended = psutil.Process(), threading.Event()
     before = process.memory_info().rss
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from segdesk.jobs.child import ParentLine, is_first_process, lower_priority, share_processor
 from segdesk.jobs.control import RunControl
 from segdesk.jobs.following import listen_to_folder
+from segdesk.jobs.heap import give_back_freed_memory, keep_freed_memory
 from segdesk.jobs.messages import (
     AnyOrder,
     CancelOrder,
@@ -94,6 +95,7 @@ def main() -> None:
     line = ParentLine(log)
     lower_priority()
     share_processor()
+    keep_freed_memory()
     child = Child(folder)
     if is_first:
         line.listen(child.take, child.parent_gone)
@@ -113,6 +115,7 @@ def main() -> None:
             sys.argv[1:] = [str(folder)]
         else:
             answer(task, line.send, child.next_answer())
+            give_back_freed_memory()
     run_folder(folder, line.send, child.control)
     if is_first:
         # All is written: taking torch down in order takes half a second that a user who

@@ -13,6 +13,7 @@ from segdesk.inference.engine import Engine
 from segdesk.inference.predictor import Predictor
 from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.control import RunControl
+from segdesk.jobs.heap import keep_freed_memory
 from segdesk.jobs.messages import (
     AnyEvent,
     EstimateOrder,
@@ -39,6 +40,7 @@ class InlineBackend:
     """
 
     def __init__(self, on_event: Callable[[AnyEvent], None]) -> None:
+        keep_freed_memory()
         self._on_event = on_event
         self._engine = Engine(on_event)
         self._control = RunControl()

@@ -26,6 +26,7 @@ from segdesk.core.sample import Split
 from segdesk.inference.predictor import Predictor
 from segdesk.io.packages import REHEARSAL
 from segdesk.jobs.control import RunControl
+from segdesk.jobs.heap import save_memory
 from segdesk.jobs.messages import (
     AnyEvent,
     Evaluated,
@@ -69,8 +70,10 @@ if TYPE_CHECKING:
 
 #: A checkpoint is written at every check, and so often at least while checks are far apart.
 CHECKPOINT_SECONDS = 30.0
-#: Writing them takes at most this share of the time.
+#: Writing them takes at most this share of the time, unless one takes no longer than so many
+#: seconds: a run of few and fast steps would lose many of them otherwise.
 CHECKPOINT_SHARE = 0.05
+CHEAP_SECONDS = 0.05
 
 
 class FineTuning:
@@ -219,9 +222,9 @@ class FineTuning:
         """Write a checkpoint, unless the last is young or they take too much of the time."""
         passed = time.monotonic() - self._saved
         is_late = passed > CHECKPOINT_SECONDS
-        if not (is_due or is_late) or passed * CHECKPOINT_SHARE < self._took:
-            return
-        self._save_state(step)
+        is_dear = self._took > max(CHEAP_SECONDS, passed * CHECKPOINT_SHARE)
+        if (is_due or is_late) and not is_dear:
+            self._save_state(step)
 
     def _save_state(self, step: int, *, is_judged: bool = True) -> None:
         if not self._team.is_first:
@@ -300,6 +303,7 @@ class FineTuning:
                 if not is_out_of_memory(error):
                     raise
             # Outside the handler, which would hold on to the tensors of the failed try.
+            save_memory()
             self._take_smaller_parts(len(batch))
 
     def _leave_diverged(self, what: str, step: int, last_good: int | None = None) -> NoReturn:

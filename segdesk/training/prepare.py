@@ -23,6 +23,7 @@ from segdesk.io.images import read_image
 from segdesk.io.labels import read_labels
 from segdesk.io.packages import read_card
 from segdesk.jobs.cancel import CancelToken
+from segdesk.jobs.heap import give_back_freed_memory
 from segdesk.jobs.messages import AnyEvent, Estimated, EstimateOrder, Finished, Varied, VaryOrder
 from segdesk.nn.device import pick_device, place
 from segdesk.nn.losses import make_loss
@@ -223,6 +224,8 @@ class _Peak:
         self.bytes = 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        else:
+            give_back_freed_memory()  # what was kept of something else is not this one's
 
     def look(self) -> None:
         """Take the present use into account."""

@@ -10,7 +10,9 @@ that overlap by 64. *Bare* only runs the model, as the engine has it, on the sam
 already in memory; *SegDesk* reads, scales, computes, blends, measures uncertainty and
 writes labels, uncertainty and probabilities to disk; *MONAI* (where it is installed) is its
 ``sliding_window_inference`` in Gaussian mode on the scaled image in memory, with the model
-as it is loaded. All with the same threads and precision, in turn.
+as it is loaded. All with the same threads and precision, in turn, each in a process of its
+own; *bare* and *MONAI* as a script runs them, and once more with what the engine tells the
+C library (:mod:`segdesk.jobs.heap`). ``times`` is how much longer the others took.
 
 ``--first-tile`` measures a warm engine's first tile and its cancel, against the forward
 pass alone; ``--memory`` an engine that predicts RGB images from Zarr to Zarr.
@@ -20,11 +22,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
 import gc
 import importlib.util
+import itertools
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,7 +33,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ from segdesk.inference.results import Watch, predict_to_folder
 from segdesk.inference.sampling import make_sampler
 from segdesk.inference.tiling import mirrored
 from segdesk.io.packages import bundled_packages
-from segdesk.jobs.child import share_heap
+from segdesk.jobs.heap import give_back_freed_memory, keep_freed_memory
 from segdesk.jobs.messages import Finished, PartsPredicted, PredictOrder, Ready, View
 from segdesk.jobs.worker import WorkerProcess
 from segdesk.nn.device import pick_device, place
@@ -56,6 +58,7 @@ from segdesk.nn.fuse import fuse_batch_norm
 from segdesk.nn.weights import load_model
 
 MODEL = "nuclei-unet"
+OUR_MEMORY = ", our memory"
 TILES = InferenceConfig(tile_size=256, overlap=64, precision="single", device="cpu")
 
 
@@ -142,16 +145,10 @@ def run_monai(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
         )
 
 
-def give_back_memory() -> None:
-    """Let the system have what is free, so that nobody runs in what another left."""
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def timed(work: Callable[[], object]) -> tuple[float, float]:
     """Return seconds and the peak of extra memory in MiB."""
-    give_back_memory()
+    gc.collect()
+    give_back_freed_memory()  # so that nobody runs in what another left
     with peak_memory() as peak:
         began = time.perf_counter()
         work()
@@ -159,62 +156,96 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return seconds, peak.megabytes
 
 
-def throughput(side: int, rounds: int, device: str) -> dict[str, Any]:
-    """Compare the three on one image."""
-    share_heap()  # as the engine does; all three are measured so
+def contend(name: str, folder: Path, device: str) -> None:
+    """Be one contender: run once for each line on stdin, and tell how it went on stdout."""
+    if name == "SegDesk" or name.endswith(OUR_MEMORY):
+        keep_freed_memory()
     choice = pick_device(device).device
     loaded = load_model(bundled_packages()[MODEL])
     plain = copy.deepcopy(loaded.network).to(choice).eval()
     fuse_batch_norm(loaded.network)
     predictor = Predictor(loaded, choice)
-    sampler = make_sampler(TILES.settled().uncertainty, [predictor.network])
-    with tempfile.TemporaryDirectory() as work:
-        source = make_image(Path(work, "image.zarr"), side)
-        image = np.asarray(zarr.open_array(str(source), mode="r")[:])
+    source, small = folder / "image.zarr", folder / "small.zarr"
+    image = np.asarray(zarr.open_array(str(source), mode="r")[:])
+    # All of them warm: nothing is imported, tuned or started later.
+    if name == "SegDesk":
+        del image
+        sampler = make_sampler(TILES.settled().uncertainty, [predictor.network])
 
-        small = make_image(Path(work, "small.zarr"), 512)
-
-        def ours(image: Path = source) -> None:
-            order = order_for(image, Path(work, "out"), TILES)
+        def run(image: Path = source) -> None:
+            order = order_for(image, folder / "out", TILES)
             predict_to_folder(order, loaded, predictor, sampler, Watch())
 
-        def bare() -> None:
-            run_bare(predictor.network, prepared)
-
-        contenders: dict[str, Callable[[], object]] = {"SegDesk": ours, "bare": bare}
-        if importlib.util.find_spec("monai"):
-            whole = torch.from_numpy(predictor.prepare(image).transpose(2, 0, 1).copy())[None]
-            contenders["MONAI"] = lambda: run_monai(plain, whole.to(choice))
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-        # All of them warm: nothing is imported, tuned or started later.
-        ours(small)
-        prepared = prepared_tiles(predictor, image[:256, :256])
-        bare()
-        if "MONAI" in contenders:
-            run_monai(plain, whole[:, :, :512, :512].to(choice))
+        run(small)
+        work: Callable[[], object] = run
+    elif name.startswith("bare"):
+        run_bare(predictor.network, prepared_tiles(predictor, image[:256, :256]))
         prepared = prepared_tiles(predictor, image)
-        for _ in range(rounds):
-            for name, run in contenders.items():
-                found[name].append(timed(run))
-    seconds = {name: statistics.median(s for s, _ in runs) for name, runs in found.items()}
-    memory = {name: statistics.median(m for _, m in runs) for name, runs in found.items()}
+        work = partial(run_bare, predictor.network, prepared)
+    else:
+        scaled = predictor.prepare(image).transpose(2, 0, 1).copy()
+        del image
+        whole = torch.from_numpy(scaled)[None].to(choice)
+        run_monai(plain, whole[:, :, :512, :512])
+        work = partial(run_monai, plain, whole)
+    told = {"device": str(choice), "threads": torch.get_num_threads()}
+    for message in itertools.chain([told], (timed(work) for _ in sys.stdin)):
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
 
-    def ratio(of: str) -> float | None:
-        if of not in found:
-            return None
+
+def throughput(side: int, rounds: int, device: str) -> dict[str, Any]:
+    """Compare them on one image, in turn, each in a process of its own."""
+    others = ["bare", "MONAI"] if importlib.util.find_spec("monai") else ["bare"]
+    names = ["SegDesk", *(name + more for name in others for more in ("", OUR_MEMORY))]
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
+        folder = Path(work)
+        make_image(folder / "image.zarr", side)
+        make_image(folder / "small.zarr", 512)
+        processes, told = {}, {}
+        for name in names:
+            command = [sys.executable, __file__, "--contender", name, "--folder", work]
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [*command, "--device", device],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                )
+            )  # fmt: skip
+            processes[name] = process
+            told = _answer(process)
+        for _ in range(rounds):
+            for name, process in processes.items():
+                assert process.stdin is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+                found[name].append(tuple(_answer(process)))
+        for process in processes.values():
+            assert process.stdin is not None
+            process.stdin.close()
+
+    def ratio(of: str) -> float:
         pairs = zip(found[of], found["SegDesk"], strict=True)
         return round(statistics.median(other[0] / own[0] for other, own in pairs), 3)
 
+    def medians(column: int, digits: int | None) -> dict[str, float]:
+        return {
+            name: round(statistics.median(run[column] for run in runs), digits)
+            for name, runs in found.items()
+        }
+
     return {
         "side": side,
-        "device": str(choice),
-        "threads": torch.get_num_threads(),
-        "tiles": len(prepared),
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "extra_mib": {name: round(value) for name, value in memory.items()},
-        "of_bare_throughput": ratio("bare"),
-        "times_monai": ratio("MONAI"),
+        **told,
+        "seconds": medians(0, 2),
+        "extra_mib": medians(1, None),
+        "times": {name: ratio(name) for name in names[1:]},
     }
+
+
+def _answer(process: subprocess.Popen[str]) -> Any:
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
 
 
 # The engine --------------------------------------------------------------------------
@@ -452,7 +483,12 @@ def main() -> None:
     parser.add_argument("--memory", type=int, nargs="*", metavar="SIDE")
     parser.add_argument("--first-tile", action="store_true")
     parser.add_argument("--window", action="store_true")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.contender:
+        contend(arguments.contender, arguments.folder, arguments.device)
+        return
     if arguments.window:
         found = window(arguments.side, arguments.rounds)
     elif arguments.memory is not None:

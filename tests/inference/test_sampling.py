@@ -227,3 +227,19 @@ def test_margin_and_entropy_of_maps_by_hand() -> None:
     torch.testing.assert_close(entropy_of_maps(maps).item(), expected)
     pair = torch.tensor([1.5, -0.5])[None, :, None, None]
     torch.testing.assert_close(margin_of_maps(pair).item(), 1 - math.tanh(1.0))
+
+
+@pytest.mark.parametrize("kind", [UncertaintyKind.MARGIN, UncertaintyKind.ENTROPY])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_one_pass_says_what_the_maps_say_however_sure(kind: UncertaintyKind, classes: int) -> None:
+    """Two classes have a way of their own through the sampler."""
+    lead = torch.linspace(-80, 80, 201)
+    maps = torch.zeros(1, classes, 1, 201)
+    maps[0, 0, 0] = lead
+    with torch.inference_mode():
+        p, unsure = make_sampler(kind, [nn.Identity()])(maps)
+    torch.testing.assert_close(p, maps.softmax(1))
+    measure = margin_of_maps if kind is UncertaintyKind.MARGIN else entropy_of_maps
+    torch.testing.assert_close(unsure, measure(maps))
+    assert unsure.min() > 0
+    assert (unsure[0, 0, 101:].diff() < 0).all()
