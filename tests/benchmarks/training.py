@@ -51,6 +51,7 @@ from segdesk.io.packages import bundled_packages
 from segdesk.io.store import ProjectStore
 from segdesk.jobs.control import RunControl
 from segdesk.jobs.following import process_of
+from segdesk.jobs.heap import keep_freed_memory
 from segdesk.jobs.messages import AnyEvent, Finished, PredictionReady, Ready, Stepped
 from segdesk.nn.losses import make_loss
 from segdesk.nn.weights import LoadedModel, adapt_outputs, load_model
@@ -437,6 +438,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--recipes", nargs="+", default=["quick", "standard", "full"])
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the process of a run does; plain torch is given the same here
     if arguments.loop:
         compare_loops(min(arguments.steps, 30), arguments.rounds)
     if arguments.quick:
