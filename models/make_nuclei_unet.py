@@ -23,7 +23,7 @@ from PIL import Image
 
 from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
-from segdesk.config.training import TrainingConfig
+from segdesk.config.training import KeepNorm, TrainingConfig
 from segdesk.core.annotation import Supervision
 from segdesk.core.card import TrainingData
 from segdesk.core.classes import ClassMap
@@ -98,7 +98,7 @@ def write_rehearsal(samples: list[ManifestSample], data: Path, target: Path) -> 
 def train(folder: Path, manifest: RunManifest, steps: int) -> Path:
     """Do the run and return the folder of the model it made."""
     config = TrainingConfig(
-        steps=steps, learning_rate=2e-3, freeze_norm=False, evaluate_every=100, averaging=0.0
+        steps=steps, learning_rate=2e-3, freeze_norm=KeepNorm.NO, evaluate_every=100, averaging=0.0
     )
     folder.mkdir()
     (folder / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")

@@ -40,7 +40,7 @@ RECIPE_HELP: dict[Recipe, str] = {
 #: How much slower the encoder learns than the rest in the standard recipe, and how much
 #: faster a quick head, which is new and small.
 STANDARD_ENCODER_RATE = 0.1
-QUICK_RATE = 20.0
+QUICK_RATE = 7.0
 
 
 class Optimizer(StrEnum):
@@ -73,6 +73,28 @@ class Augmentation(StrEnum):
     NONE = "none"
     FLIPS = "flips"
     FULL = "full"
+
+
+class KeepNorm(StrEnum):
+    """Whether normalisation keeps the statistics of the model it starts from."""
+
+    AUTO = "auto"
+    YES = "yes"
+    NO = "no"
+
+    @classmethod
+    def _missing_(cls, value: object) -> KeepNorm | None:
+        """Read true and false, which runs and scripts before *auto* hold."""
+        return {"true": cls.YES, "false": cls.NO}.get(str(value).lower())
+
+
+#: When to keep the statistics, one line each.
+KEEP_NORM_HELP: dict[KeepNorm, str] = {
+    KeepNorm.AUTO: "Where images that the model learnt from are repeated; else they follow the "
+    "new images.",
+    KeepNorm.YES: "Always, for a few images of the kind the model knows.",
+    KeepNorm.NO: "Never: it forgets the old kind of image, even if that is repeated.",
+}
 
 
 class LossKind(StrEnum):
@@ -141,11 +163,12 @@ class TrainingConfig(Knobs):
         "at the end.",
     )
     learning_rate: float = Field(
-        1e-3,
+        3e-3,
         gt=0,
         le=1,
         title="Learning rate",
-        description="How far one step moves the weights. Too high and old knowledge is lost.",
+        description="How far one step moves the weights. Too high and old knowledge is lost; with "
+        "a pre-trained transformer as encoder, take a tenth, or an encoder rate of 0.1.",
         json_schema_extra={"basic": True, "log": True},
     )
     encoder_rate: float = Field(
@@ -303,11 +326,14 @@ class TrainingConfig(Knobs):
         "more.",
         json_schema_extra={"unit": "px"},
     )
-    freeze_norm: bool = Field(
-        True,
+    freeze_norm: KeepNorm = Field(
+        KeepNorm.AUTO,
         title="Keep normalisation",
-        description="Keep the normalisation statistics of the model it starts from. Without "
-        "this, a second kind of image makes it forget the first.",
+        description="Keep the normalisation statistics of the model it starts from. "
+        + " ".join(f"{kind}: {text}" for kind, text in KEEP_NORM_HELP.items()),
+        json_schema_extra={
+            "choices": {str(kind): text for kind, text in KEEP_NORM_HELP.items()},
+        },
     )
     augment: Augmentation = Field(
         Augmentation.FULL,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
-from segdesk.config.training import ClassWeights, Recipe, TrainingConfig
+from segdesk.config.training import ClassWeights, KeepNorm, Recipe, TrainingConfig
 from segdesk.core.card import ModelCard, TrainingData
 from segdesk.core.errors import CanceledError, SegDeskError
 from segdesk.core.manifest import CHECKPOINT, RunManifest
@@ -272,7 +272,7 @@ class FineTuning:
         config = self._config
         set_training_mode(
             self._network, config.recipe,
-            freeze_norm=config.freeze_norm and self._start.base is not None,
+            freeze_norm=self._keeps_norm(),
         )  # fmt: skip
         batch = self._feed.draw()
         main, others = 0.0, 0.0
@@ -286,6 +286,19 @@ class FineTuning:
             if wrong := self._team.step(optimizer):
                 self._leave_diverged(wrong, step, last_good=step - self._team.skipped)
         return main, others
+
+    def _keeps_norm(self) -> bool:
+        """Whether normalisation stays as it is.
+
+        Old and new images in one batch have the statistics of neither. New ones alone have
+        theirs, and with those of another kind nothing may be learnt: 20 polyps from a model
+        of nuclei, Dice 0.00 in 200 steps, and 0.33 with their own.
+        """
+        if self._start.base is None:
+            return False
+        if self._config.freeze_norm is KeepNorm.AUTO:
+            return bool(self._data.rehearsal) and self._config.replay > 0
+        return self._config.freeze_norm is KeepNorm.YES
 
     def _gradients(
         self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, turn: int

@@ -157,7 +157,7 @@ def _step_seconds(
         for _ in range(2):
             token.check()
             began = time.perf_counter()
-            set_training_mode(network, config.recipe, freeze_norm=config.freeze_norm)
+            set_training_mode(network, config.recipe, freeze_norm=True)
             batch = feed.draw()
             for turn in range(feed.turns):
                 optimizer.zero_grad(set_to_none=True)

@@ -98,12 +98,24 @@ def test_a_recipe_moves_only_what_it_names(
     assert files(base) == held
 
 
+@pytest.mark.parametrize(("replay", "stays"), [(0.5, True), (0.0, False)])
+@pytest.mark.parametrize("knows", [True, False])
+def test_statistics_stay_where_old_images_are_repeated_and_else_follow_the_new(
+    tmp_path: Path, train: Train, make_model: MakeModel, knows: bool, replay: float, stays: bool
+) -> None:
+    discs = [(np.full((40, 40), 90, np.uint8), np.ones((40, 40), np.uint8))] * 2
+    base = make_model(tmp_path / "m", **({"rehearsal": discs} if knows else {}))
+    before = load_file(base / "weights.safetensors")
+    moved = changed(before, train("r", base, splits="tt", replay=replay).weights())
+    assert any("running" in name for name in moved) is not (knows and stays)
+
+
 def test_every_weight_that_may_learn_does(
     tmp_path: Path, train: Train, make_model: MakeModel
 ) -> None:
     base = make_model(tmp_path / "m")
     before = load_file(base / "weights.safetensors")
-    moved = changed(before, train("r", base, splits="tt").weights())
+    moved = changed(before, train("r", base, splits="tt", freeze_norm="yes").weights())
     assert {n for n in before if n not in moved} == {
         n for n in before if "running" in n or "num_batches" in n
     }
