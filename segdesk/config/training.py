@@ -85,7 +85,10 @@ class KeepNorm(StrEnum):
     @classmethod
     def _missing_(cls, value: object) -> KeepNorm | None:
         """Read true and false, which runs and scripts before *auto* hold."""
-        return {"true": cls.YES, "false": cls.NO}.get(str(value).lower())
+        text = str(value).lower()
+        if text in ("true", "1", "on", "y", "t"):
+            return cls.YES
+        return cls.NO if text in ("false", "0", "off", "n", "f") else None
 
 
 #: When to keep the statistics, one line each.

@@ -33,7 +33,7 @@ from segdesk.io.atomic import explain_os_errors, move_into_place
 from segdesk.io.packages import hash_weights
 from segdesk.io.sources import ImageSource, open_source
 from segdesk.jobs.cancel import CancelToken
-from segdesk.jobs.heap import keep_freed_memory
+from segdesk.jobs.heap import give_back_freed_memory, keep_freed_memory
 from segdesk.jobs.messages import AnyEvent, PredictionReady, PredictOrder
 from segdesk.nn.device import Precision
 
@@ -65,6 +65,8 @@ def _explained(task: Callable[..., Result]) -> Callable[..., Result | Failed]:
                     return task(order, about, *arguments)
         except SegDeskError as error:
             return Failed(error.message, isinstance(error, InputError))
+        finally:
+            give_back_freed_memory()  # the cluster counts what a worker holds
 
     return wrapper
 

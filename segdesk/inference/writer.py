@@ -199,8 +199,7 @@ class ResultWriter:
             self.folder.mkdir(parents=True)
             self._make(order)
         self._labels, self._unsure, self._maps = (
-            # To look for empty chunks takes longer than to write them.
-            zarr.open_array(str(self._path(name)), mode="r+", config={"write_empty_chunks": True})
+            zarr.open_array(str(self._path(name)), mode="r+")
             for name in ("labels", "uncertainty", "probabilities")
         )
 

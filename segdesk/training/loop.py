@@ -26,7 +26,7 @@ from segdesk.core.sample import Split
 from segdesk.inference.predictor import Predictor
 from segdesk.io.packages import REHEARSAL
 from segdesk.jobs.control import RunControl
-from segdesk.jobs.heap import save_memory
+from segdesk.jobs.heap import give_back_freed_memory, save_memory
 from segdesk.jobs.messages import (
     AnyEvent,
     Evaluated,
@@ -146,7 +146,8 @@ class FineTuning:
             if self._config.is_check_due(step):
                 self._judge_and_keep(step)
                 self._keep_state(step, is_due=step < self._config.total_steps)
-                if self._is_patience_out():
+                # Asked of all: each judges what it computed itself, and all must end together.
+                if self._team.any(self._is_patience_out()):
                     self._say(f"Ended early: no better for {self._worse} checks.")
                     break
             else:
@@ -294,6 +295,8 @@ class FineTuning:
         theirs, and with those of another kind nothing may be learnt: 20 polyps from a model
         of nuclei, Dice 0.00 in 200 steps, and 0.33 with their own.
         """
+        if self._config.recipe is Recipe.QUICK:
+            return True  # its head standardises by what was measured on all that it learns from
         if self._start.base is None:
             return False
         if self._config.freeze_norm is KeepNorm.AUTO:
@@ -506,6 +509,8 @@ class FineTuning:
         self._tell(Said(job=self._manifest.run, text=text))
 
     def _tell_pause(self, is_paused: bool) -> None:
+        if is_paused:
+            give_back_freed_memory()
         self._tell(Paused(job=self._manifest.run, is_paused=is_paused))
 
     def _progress(self, done: int, total: int, text: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import torch
 
-from segdesk.config.training import Augmentation, Recipe, TrainingConfig
+from segdesk.config.training import Augmentation, KeepNorm, Recipe, TrainingConfig
 from segdesk.core.annotation import Supervision
 from segdesk.core.errors import CanceledError, SegDeskError
 from segdesk.core.manifest import RunManifest
@@ -157,7 +157,8 @@ def _step_seconds(
         for _ in range(2):
             token.check()
             began = time.perf_counter()
-            set_training_mode(network, config.recipe, freeze_norm=True)
+            freeze = config.freeze_norm is not KeepNorm.NO
+            set_training_mode(network, config.recipe, freeze_norm=freeze)
             batch = feed.draw()
             for turn in range(feed.turns):
                 optimizer.zero_grad(set_to_none=True)

@@ -48,6 +48,20 @@ def test_a_quick_head_learns_and_leaves_all_else_alone(
     assert (found == mask).mean() > 0.9
 
 
+def test_a_quick_head_goes_on_standardising_by_what_was_measured(
+    tmp_path: Path, train: Train, make_model: MakeModel
+) -> None:
+    base = make_model(tmp_path / "m", head="C")  # it brings no images to repeat
+    short, long = (
+        train(name, base, recipe="quick", quick_steps=steps, averaging=0, splits="tt").weights()
+        for name, steps in (("short", 1), ("long", 9))
+    )
+    measured = [name for name in short if name.startswith("quick") and "running" in name]
+    assert measured
+    assert all(torch.equal(short[name], long[name]) for name in measured)
+    assert any(not torch.equal(short[n], long[n]) for n in short if n not in measured)
+
+
 def test_features_are_computed_once(tmp_path: Path, new_run: Any, make_model: MakeModel) -> None:
     from segdesk.jobs.control import RunControl
     from segdesk.training.run import run_folder
