@@ -373,7 +373,8 @@ class FineTuning:
         self._parts = min(crops, 2 * self._parts)
         self._say(
             f"Memory was short, so each batch of {crops} is now computed in {self._parts} parts; "
-            "what is learnt is the same, and a step takes a little longer."
+            "what is learnt is the same but for what is taken over a part (Dice, and normalisation "
+            "where it follows the images), and a step takes a little longer."
         )
 
     def _report(self, step: int, loss: float, auxiliary: float, began: float, first: int) -> None:
