@@ -21,10 +21,10 @@ from segdesk.core.errors import InputError
 from segdesk.inference.normalize import fit_channels, scale, standardize
 from segdesk.inference.tiling import Blender, Box, Sides, Tile, TilePlan, mirrored, plan
 from segdesk.jobs.cancel import CancelToken
-from segdesk.jobs.heap import save_memory
 from segdesk.nn.device import (
     Precision,
     device_words,
+    free_spare,
     is_out_of_memory,
     measured,
     pick_precision,
@@ -383,7 +383,7 @@ class Predictor:
                 yield oldest()
 
     def _one_at_a_time(self) -> None:
-        save_memory()
+        free_spare(self._device)
         if self._at_once > 1:
             self._at_once = 1
             self._say("Memory ran out on the processor: one tile at a time from here on.")
@@ -419,9 +419,7 @@ class Predictor:
 
     def _climb_down(self, size: int, work: _Work) -> None:
         """Ask for less memory from here on, one step down the ladder."""
-        save_memory()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_spare(self._device)
         where = device_words(self._device)
         self._found_with = work.tiling.input_size  # found by failing
         now = min(size, self._at_once)

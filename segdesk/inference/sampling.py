@@ -105,8 +105,8 @@ def make_sampler(
         members = list(networks)
         return _Several(lambda x: (m(x) for m in members), len(members))
     if kind is UncertaintyKind.ENTROPY:
-        return _One(network, entropy_of_maps)
-    return _Margin(network, margin_of_maps)
+        return _One(network, _with_entropy)
+    return _One(network, _with_margin)
 
 
 def with_uncertainty(sampler: Sampler, batch: Tensor) -> Tensor:
@@ -183,31 +183,32 @@ class _Reordered(nn.Module):
 
 
 class _One:
-    """One pass."""
+    """One pass; ``measure`` makes probabilities and uncertainty of its class maps."""
 
     passes = 1
 
-    def __init__(self, network: nn.Module, measure: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, network: nn.Module, measure: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> None:
         self._network = network
         self._measure = measure
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        maps: Tensor = self._network(batch).float()
-        return self._both(maps)
-
-    def _both(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        return F.softmax(maps, 1), self._measure(maps)
+        return self._measure(self._network(batch).float())
 
 
-class _Margin(_One):
-    def _both(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        if maps.shape[1] != 2:
-            return super()._both(maps)
-        # Of two classes, the usual case, one difference tells all, in half the time; and as
-        # exactly: the smaller probability is computed by itself, not as 1 - p.
-        lead = maps[:, 0] - maps[:, 1]
-        first, second = torch.sigmoid(lead), torch.sigmoid(-lead)
-        return torch.stack((first, second), 1), 2 * torch.minimum(first, second)
+def _with_entropy(maps: Tensor) -> tuple[Tensor, Tensor]:
+    return F.softmax(maps, 1), entropy_of_maps(maps)
+
+
+def _with_margin(maps: Tensor) -> tuple[Tensor, Tensor]:
+    if maps.shape[1] != 2:
+        return F.softmax(maps, 1), margin_of_maps(maps)
+    # Of two classes, the usual case, one difference tells all, in half the time; and as
+    # exactly: the smaller probability is computed by itself, not as 1 - p.
+    lead = maps[:, 0] - maps[:, 1]
+    first, second = torch.sigmoid(lead), torch.sigmoid(-lead)
+    return torch.stack((first, second), 1), 2 * torch.minimum(first, second)
 
 
 class _Several:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from segdesk.core.errors import InputError
-from segdesk.jobs.heap import give_back_freed_memory
+from segdesk.jobs.heap import give_back_freed_memory, save_memory
 
 #: How much of the free memory tiles may take, and how many of them at most on a card.
 MEMORY_SHARE = 0.5
@@ -97,6 +97,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         "can't start new thread",
     )
     return any(sign in text for sign in signs)
+
+
+def free_spare(device: torch.device) -> None:
+    """Let go of what is kept for reuse: memory ran out there."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    else:
+        save_memory()
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
-from segdesk.config.training import ClassWeights, KeepNorm, Recipe, TrainingConfig
+from segdesk.config.training import ClassWeights, Recipe, TrainingConfig
 from segdesk.core.card import ModelCard, TrainingData
 from segdesk.core.errors import CanceledError, SegDeskError
 from segdesk.core.manifest import CHECKPOINT, RunManifest
@@ -26,7 +26,7 @@ from segdesk.core.sample import Split
 from segdesk.inference.predictor import Predictor
 from segdesk.io.packages import REHEARSAL
 from segdesk.jobs.control import RunControl
-from segdesk.jobs.heap import give_back_freed_memory, save_memory
+from segdesk.jobs.heap import give_back_freed_memory
 from segdesk.jobs.messages import (
     AnyEvent,
     Evaluated,
@@ -36,7 +36,7 @@ from segdesk.jobs.messages import (
     Said,
     Stepped,
 )
-from segdesk.nn.device import is_out_of_memory, place
+from segdesk.nn.device import free_spare, is_out_of_memory, place
 from segdesk.nn.losses import Loss, make_loss, median_frequency
 from segdesk.nn.weights import save_model, seed_everything
 from segdesk.training.checkpoint import (
@@ -55,6 +55,7 @@ from segdesk.training.metrics import confusion
 from segdesk.training.optimizing import (
     WeightAverage,
     are_finite,
+    keeps_norm,
     make_optimizer,
     set_training_mode,
 )
@@ -131,6 +132,9 @@ class FineTuning:
         self._network = place(self._model.network, self._team.device)
         self._predictor = Predictor(self._model, self._team.device)
         self._optimizer, self._schedule = make_optimizer(self._network, self._config)
+        self._keeps_norm = keeps_norm(
+            self._config, is_new=self._start.base is None, repeats_old=bool(self._data.rehearsal)
+        )
         self._loss = self._make_loss()
         self._feed = self._make_feed()
         wrapped, optimizer = self._team.take(self._network, self._optimizer)
@@ -271,10 +275,7 @@ class FineTuning:
         Returns the loss of the main output and of all others.
         """
         config = self._config
-        set_training_mode(
-            self._network, config.recipe,
-            freeze_norm=self._keeps_norm(),
-        )  # fmt: skip
+        set_training_mode(self._network, config.recipe, freeze_norm=self._keeps_norm)
         batch = self._feed.draw()
         main, others = 0.0, 0.0
         for turn in range(self._feed.turns):
@@ -287,21 +288,6 @@ class FineTuning:
             if wrong := self._team.step(optimizer):
                 self._leave_diverged(wrong, step, last_good=step - self._team.skipped)
         return main, others
-
-    def _keeps_norm(self) -> bool:
-        """Whether normalisation stays as it is.
-
-        Old and new images in one batch have the statistics of neither. New ones alone have
-        theirs, and with those of another kind nothing may be learnt: 20 polyps from a model
-        of nuclei, Dice 0.00 in 200 steps, and 0.33 with their own.
-        """
-        if self._config.recipe is Recipe.QUICK:
-            return True  # its head standardises by what was measured on all that it learns from
-        if self._start.base is None:
-            return False
-        if self._config.freeze_norm is KeepNorm.AUTO:
-            return bool(self._data.rehearsal) and self._config.replay > 0
-        return self._config.freeze_norm is KeepNorm.YES
 
     def _gradients(
         self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, turn: int
@@ -319,7 +305,6 @@ class FineTuning:
                 if not is_out_of_memory(error):
                     raise
             # Outside the handler, which would hold on to the tensors of the failed try.
-            save_memory()
             self._take_smaller_parts(len(batch))
 
     def _leave_diverged(self, what: str, step: int, last_good: int | None = None) -> NoReturn:
@@ -368,8 +353,7 @@ class FineTuning:
                 f"{self._config.crop_size} pixels; choose smaller crops, or close other programs."
             )
         self._optimizer.zero_grad(set_to_none=True)
-        if self._team.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_spare(self._team.device)
         self._parts = min(crops, 2 * self._parts)
         self._say(
             f"Memory was short, so each batch of {crops} is now computed in {self._parts} parts; "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segdesk.config.training import (
     QUICK_RATE,
     STANDARD_ENCODER_RATE,
+    KeepNorm,
     Optimizer,
     Recipe,
     Schedule,
@@ -81,6 +82,29 @@ def _factor_of(config: TrainingConfig) -> Any:
         return 0.5 * (1 + math.cos(math.pi * part))
 
     return factor
+
+
+def keeps_norm(config: TrainingConfig, *, is_new: bool, repeats_old: bool) -> bool:
+    """Whether normalisation keeps the statistics it starts with.
+
+    Old and new images in one batch have the statistics of neither. New ones alone have
+    theirs, and with those of another kind nothing may be learnt: 20 polyps from a model
+    of nuclei, Dice 0.00 in 200 steps, and 0.33 with their own.
+
+    Parameters
+    ----------
+    is_new
+        The model starts from random weights.
+    repeats_old
+        There are images that the model learnt from, to be repeated.
+    """
+    if config.recipe is Recipe.QUICK:
+        return True  # its head standardises by what was measured on all that it learns from
+    if is_new:
+        return False
+    if config.freeze_norm is KeepNorm.AUTO:
+        return repeats_old and config.replay > 0
+    return config.freeze_norm is KeepNorm.YES
 
 
 def set_training_mode(network: nn.Module, recipe: Recipe, *, freeze_norm: bool) -> None:

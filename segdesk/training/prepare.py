@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import torch
 
-from segdesk.config.training import Augmentation, KeepNorm, Recipe, TrainingConfig
+from segdesk.config.training import Augmentation, Recipe, TrainingConfig
 from segdesk.core.annotation import Supervision
 from segdesk.core.errors import CanceledError, SegDeskError
 from segdesk.core.manifest import RunManifest
@@ -21,7 +21,7 @@ from segdesk.inference.normalize import fit_channels, scale
 from segdesk.inference.predictor import planes_of
 from segdesk.io.images import read_image
 from segdesk.io.labels import read_labels
-from segdesk.io.packages import read_card
+from segdesk.io.packages import REHEARSAL, read_card
 from segdesk.jobs.cancel import CancelToken
 from segdesk.jobs.heap import give_back_freed_memory
 from segdesk.jobs.messages import AnyEvent, Estimated, EstimateOrder, Finished, Varied, VaryOrder
@@ -31,7 +31,7 @@ from segdesk.nn.weights import seed_everything
 from segdesk.training.augment import Augmenter
 from segdesk.training.dataset import CropSampler, Item, pixel_weights, stack
 from segdesk.training.feeds import CropFeed, Feed, few_threads
-from segdesk.training.optimizing import make_optimizer, set_training_mode
+from segdesk.training.optimizing import keeps_norm, make_optimizer, set_training_mode
 from segdesk.training.preview import colour_image, with_labels, write_png
 from segdesk.training.quick import (
     MOST_OLD_PIXELS,
@@ -142,14 +142,15 @@ def _time_full(order: EstimateOrder, token: CancelToken) -> tuple[float, int]:
     )
     feed = CropFeed.of(start.model, device, sampler, config)
     peak = _Peak(device)
-    seconds = _step_seconds(network, optimizer, feed, config, peak, token)
+    freeze = keeps_norm(config, is_new=False, repeats_old=_count_known(order) > 0)
+    seconds = _step_seconds(network, optimizer, feed, config, peak, token, freeze)
     judging = _judge_seconds(network, item, config, order, token)
     return FIXED_SECONDS + config.steps * seconds + judging, peak.bytes
 
 
 def _step_seconds(
     network: Any, optimizer: Any, feed: Feed, config: TrainingConfig, peak: _Peak,
-    token: CancelToken,
+    token: CancelToken, freeze_norm: bool,
 ) -> float:  # fmt: skip
     """Return what a step takes; the first of two also allocates, and picks kernels."""
     loss, seconds = make_loss(config), 0.0
@@ -157,8 +158,7 @@ def _step_seconds(
         for _ in range(2):
             token.check()
             began = time.perf_counter()
-            freeze = config.freeze_norm is not KeepNorm.NO
-            set_training_mode(network, config.recipe, freeze_norm=freeze)
+            set_training_mode(network, config.recipe, freeze_norm=freeze_norm)
             batch = feed.draw()
             for turn in range(feed.turns):
                 optimizer.zero_grad(set_to_none=True)
@@ -184,10 +184,14 @@ def _judge_seconds(
         float(network(image).sum())
     per_pixel = (time.perf_counter() - began) / item.labels.size
     pixels = sum(height * width for height, width in order.judged)
-    folder = order.model_folder / "rehearsal" / "images"
-    known = len(list(folder.glob("*.png"))) if folder.is_dir() else 0
-    pixels += -(-known // KEEP_BACK) * item.labels.size
+    pixels += -(-_count_known(order) // KEEP_BACK) * item.labels.size
     return float(checks * per_pixel * pixels)
+
+
+def _count_known(order: EstimateOrder) -> int:
+    """Return how many images there are that the model learnt from."""
+    folder = order.model_folder / REHEARSAL / "images"
+    return len(list(folder.glob("*.png"))) if folder.is_dir() else 0
 
 
 def _time_quick(
@@ -210,7 +214,8 @@ def _time_quick(
         )
         per_pixel = (time.perf_counter() - began) / item.labels.size
     optimizer, _ = make_optimizer(network, config)
-    seconds = _step_seconds(network, optimizer, feed, config, peak, token)
+    freeze = keeps_norm(config, is_new=False, repeats_old=False)
+    seconds = _step_seconds(network, optimizer, feed, config, peak, token, freeze)
     pixels = min(MOST_PIXELS, sum(height * width for height, width in images))
     judging = _judge_seconds(network, item, config, order, token)
     total = pixels * per_pixel + config.quick_steps * seconds + judging
