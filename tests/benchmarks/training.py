@@ -4,6 +4,7 @@
     python tests/benchmarks/training.py --quick
     xvfb-run -a -s "-screen 0 1600x1000x24" python tests/benchmarks/training.py --window
     python tests/benchmarks/training.py --plain nuclei|kvasir|camvid --data DIR [--steps 200]
+        [--model FOLDER] [--first 8] [--recipes plain full ...] [--set KEY=VALUE ...]
 
 ``--loop``: steps per second of a whole run (crops, augmentation, averaging, events, journal)
 against a bare torch loop with the same model, batch and loss on data already in memory, in
@@ -14,7 +15,9 @@ process. ``--window``: how late the window's event loop is while the Train panel
 against how late it is when nothing runs. ``--plain``: SegDesk's defaults
 and a plain fine-tune (all weights, no replay, no schedule, no averaging), same base model,
 same number of steps; Dice on images neither has seen, and on the kind known before.
-``DIR`` holds ``train`` and ``val`` with ``images`` and ``masks``.
+``DIR`` holds ``train`` and ``val`` with ``images`` and ``masks``. ``--first 8`` leaves the
+first eight stained nuclei to be judged and learns from the next eight; ``--set`` gives SegDesk's
+runs other settings than the defaults; ``--model`` is a model of nuclei other than the shipped.
 """
 
 from __future__ import annotations
@@ -69,6 +72,7 @@ from segdesk.training.run import run_folder
 MODEL = "nuclei-unet"
 NUCLEI = ("background", "nucleus")
 SIDE = 224
+PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,9 @@ def show(**report: Any) -> None:
 
 def do_run(
     folder: Path, images: Sequence[Labelled], classes: Sequence[str], config: TrainingConfig,
-    hear: Callable[[AnyEvent], None] = lambda event: None,
+    hear: Callable[[AnyEvent], None] = lambda event: None, base: Path | None = None,
 ) -> Path:  # fmt: skip
-    """Fine-tune the shipped model on images, as a run of a project would."""
+    """Fine-tune a model, the shipped one by default, as a run of a project would."""
     folder.mkdir(parents=True)
     samples = []
     for number, one in enumerate(images):
@@ -103,7 +107,7 @@ def do_run(
                            labels=path, revision=1, split=Split.TRAIN)
         )  # fmt: skip
     manifest = RunManifest(
-        run="run", new_model="new", base_model=MODEL, base_folder=bundled_packages()[MODEL],
+        run="run", new_model="new", base_model=MODEL, base_folder=base or bundled_packages()[MODEL],
         channels=3, classes=tuple(classes), colors=("#000000",) * len(classes),
         samples=tuple(samples), features=folder.parent / "features",
     )  # fmt: skip
@@ -118,8 +122,8 @@ def do_run(
 # Plain torch ---------------------------------------------------------------------
 
 
-def plain_start(classes: Sequence[str]) -> LoadedModel:
-    base = load_model(bundled_packages()[MODEL])
+def plain_start(classes: Sequence[str], folder: Path | None = None) -> LoadedModel:
+    base = load_model(folder or bundled_packages()[MODEL])
     card = base.card.model_copy(
         update={"classes": tuple(classes), "colors": ("#000000",) * len(classes)}
     )
@@ -220,14 +224,16 @@ def is_fluorescence(one: Labelled) -> bool:
 
 
 def load_case(
-    name: str, data: Path
+    name: str, data: Path, first: int = 0
 ) -> tuple[tuple[str, ...], list[Labelled], list[Labelled], list[Labelled]]:
     """Return classes, images to learn from, unseen ones, and some of the kind known before."""
     if name == "nuclei":
         train, val = (read_pairs(data / s, as_binary, None) for s in ("train", "val"))
         stained = [one for one in train if is_stained(one)]
-        unseen = stained[8:] + [one for one in val if is_stained(one)]
-        return NUCLEI, stained[:8], unseen, [one for one in val if is_fluorescence(one)]
+        learn = stained[first : first + 8]
+        rest = stained[:first] + stained[first + 8 :]
+        unseen = rest + [one for one in val if is_stained(one)]
+        return NUCLEI, learn, unseen, [one for one in val if is_fluorescence(one)]
     if name == "kvasir":
         train = read_pairs(data / "train", as_binary, 20)
         return ("background", "polyp"), train, read_pairs(data / "val", as_binary, 60), []
@@ -242,20 +248,26 @@ def load_case(
 # What is measured ------------------------------------------------------------------
 
 
-def compare_with_plain(name: str, data: Path, steps: int, recipes: Sequence[str]) -> None:
-    classes, learn, unseen, known = load_case(name, data)
-    base = plain_start(classes)
+def compare_with_plain(arguments: argparse.Namespace) -> None:
+    name, steps, folder = arguments.plain, arguments.steps, arguments.model
+    classes, learn, unseen, known = load_case(name, arguments.data, arguments.first)
+    base = plain_start(classes, folder)
     before = {"unseen": judge(base, unseen)} | ({"known": judge(base, known)} if known else {})
     show(case=name, images=len(learn), unseen=len(unseen), steps=steps, before=before)
-    model = plain_start(classes)
-    _, seconds = plain_fine_tune(model, learn, steps, SIDE)
-    report(name, "plain", seconds, model, unseen, known)
-    for recipe in recipes:
-        with tempfile.TemporaryDirectory() as folder:
-            config = TrainingConfig(recipe=Recipe(recipe), steps=steps, device="cpu")
+    settings = dict(setting.split("=", 1) for setting in arguments.set)
+    for recipe in arguments.recipes:
+        if recipe == PLAIN:
+            model = plain_start(classes, folder)
+            _, seconds = plain_fine_tune(model, learn, steps, SIDE)
+            report(name, PLAIN, seconds, model, unseen, known)
+            continue
+        chosen = {"recipe": recipe, "steps": steps, "device": "cpu", **settings}
+        config = TrainingConfig.from_user(chosen)
+        with tempfile.TemporaryDirectory() as work:
             began = time.perf_counter()
-            made = load_model(do_run(Path(folder) / "run", learn, classes, config))
-            report(name, recipe, time.perf_counter() - began, made, unseen, known)
+            run = do_run(Path(work) / "run", learn, classes, config, base=folder)
+            made, seconds = load_model(run), time.perf_counter() - began
+        report(name, recipe, seconds, made, unseen, known)
 
 
 def report(
@@ -436,7 +448,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--recipes", nargs="+", default=["quick", "standard", "full"])
+    parser.add_argument("--recipes", nargs="+", default=[PLAIN, "quick", "standard", "full"])
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     keep_freed_memory()  # as the process of a run does; plain torch is given the same here
     if arguments.loop:
@@ -448,7 +463,7 @@ def main() -> None:
     if arguments.plain:
         if arguments.data is None:
             parser.error("--plain needs --data")
-        compare_with_plain(arguments.plain, arguments.data, arguments.steps, arguments.recipes)
+        compare_with_plain(arguments)
 
 
 if __name__ == "__main__":
