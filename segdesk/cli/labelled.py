@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from segdesk.core.address import local_path, name_of
 from segdesk.core.annotation import Supervision
 from segdesk.core.classes import ClassMap
 from segdesk.core.errors import InputError
@@ -83,8 +84,8 @@ def _from_folders(entry: ModelEntry, images: Path, masks: Path, work: Path) -> l
         write_labels(file, labels, np.full(shape, Supervision.ACCEPTED, np.uint8))
         samples.append(
             ManifestSample(
-                id=pair.path.name,
-                image=pair.path.absolute(),
+                id=name_of(pair.path),
+                image=local_path(pair.path).absolute(),
                 sha256=hash_source(pair.path),
                 labels=file,
                 revision=1,

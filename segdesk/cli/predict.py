@@ -13,17 +13,17 @@ import typer
 from segdesk.cli.console import Meter, meter, say, show, show_json
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.knobs import parse_assignments
+from segdesk.core.address import Address, is_remote, local_path, name_of
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.run import RunState
 from segdesk.io.atomic import explain_os_errors
-from segdesk.io.sources import Address, is_remote, is_zarr, local_path
+from segdesk.io.sources import is_zarr
 from segdesk.io.store import DATABASE_NAME, SUFFIX, ProjectStore
 from segdesk.jobs.messages import AnyEvent, Finished, PredictionReady, PredictOrder, Progressed
 from segdesk.session.batches import (
     UNFINISHED,
     find_done,
     find_sources,
-    name_of,
     order_for,
     put_in_place,
     require_distinct,

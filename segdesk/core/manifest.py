@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from segdesk.core.address import AnyAddress
 from segdesk.core.sample import Split
 
 #: Where a run's folder keeps all that it needs to go on.
@@ -19,7 +20,7 @@ class ManifestSample(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
-    image: Path
+    image: AnyAddress
     sha256: str
     labels: Path | None
     revision: int

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from segdesk.core.address import AnyAddress
 from segdesk.core.errors import InputError, first_fault
 from segdesk.core.run import RunState
 from segdesk.core.sample import Split
@@ -27,7 +28,7 @@ class RoundInput(_Entry):
 
     id: str
     split: Split
-    image: Path
+    image: AnyAddress
     image_sha256: str
     labels: Path | None
     labels_sha256: str

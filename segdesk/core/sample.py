@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from segdesk.core.address import Address
+
 
 class Split(StrEnum):
     """What a sample is for. Chosen once when it is added and never changed."""
@@ -34,9 +36,9 @@ class Sample:
     name
         What the user sees: the file's name.
     path
-        The image, absolute, or relative to the project folder when copied.
+        The image: absolute, or an address if it is not on this computer.
     sha256
-        Hash of the file's bytes, hexadecimal.
+        What :func:`~segdesk.io.sources.hash_source` said of it when it was added.
     shape
         Spatial shape: (Y, X), or (Z, Y, X) for a stack.
     channels
@@ -54,7 +56,7 @@ class Sample:
 
     id: str
     name: str
-    path: Path
+    path: Address
     sha256: str
     shape: tuple[int, ...]
     channels: int

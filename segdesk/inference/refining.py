@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 
 from segdesk import __version__
+from segdesk.core.address import name_of
 from segdesk.core.card import Normalization
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction
@@ -56,7 +57,7 @@ def refine_to_folder(
     began = time.perf_counter()
     source = Prediction(order.sample, order.model, order.prediction, 0.0)
     image = _read_predicted(order)
-    maps = _open_maps(source, order.image.name, image.shape[:-1])
+    maps = _open_maps(source, name_of(order.image), image.shape[:-1])
     before = read_plane(source.labels_path)
     grey = scale(image, Normalization())  # as for the models: percentiles over all channels
     grey *= np.float32(255)
@@ -66,7 +67,7 @@ def refine_to_folder(
     with explain_os_errors(order.out), atomic_folder(order.out) as folder:
         store = _create_like(maps, folder / source.probabilities_path.name)
         for z, plane in enumerate(planes):
-            probabilities = _read_maps(maps, z, order.image.name)
+            probabilities = _read_maps(maps, z, name_of(order.image))
             part = _part_of(progress, z, len(planes))
             refined = refine(probabilities, plane, order.config, token, part)
             labels[z] = lookup[refined.argmax(0)]
@@ -87,7 +88,7 @@ def _read_predicted(order: RefineOrder) -> npt.NDArray[Any]:
     with open_source(order.image) as source:
         if level >= source.levels:
             raise InputError(
-                f"The image {order.image.name} has other levels than when it was predicted; "
+                f"The image {name_of(order.image)} has other levels than when it was predicted; "
                 "predict it again."
             )
         return source.read_level(level)

@@ -15,10 +15,11 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
+from segdesk.core.address import Address, is_remote, local_path
 from segdesk.core.errors import SegDeskError
 from segdesk.io.atomic import explain_os_errors
 from segdesk.io.boxes import ImageSource
-from segdesk.io.sources import Address, is_remote, local_path, open_source
+from segdesk.io.sources import open_source
 
 if TYPE_CHECKING:
     import numpy.typing as npt

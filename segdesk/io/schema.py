@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from segdesk.core.address import Address, is_remote
 from segdesk.core.annotation import Edit
 from segdesk.core.prediction import Prediction
 from segdesk.core.run import Run, RunState
@@ -98,11 +99,13 @@ SAMPLE_COLUMNS: Final = (
 )
 
 
-def stored_path(path: Path, folder: Path) -> str:
+def stored_path(path: Address, folder: Path) -> str:
     """Name a path relative to the project where it lies inside, absolute otherwise.
 
-    A relative path is one inside the project.
+    A relative path is one inside the project; an address is left as it is.
     """
+    if is_remote(path):
+        return str(path)
     whole = Path(os.path.abspath(folder / path))
     return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
 
@@ -130,7 +133,7 @@ def sample_of(row: sqlite3.Row, folder: Path) -> Sample:
     return Sample(
         id=row["id"],
         name=row["name"],
-        path=folder / row["path"],
+        path=row["path"] if is_remote(row["path"]) else folder / row["path"],
         sha256=row["sha256"],
         shape=tuple(json.loads(row["shape"])),
         channels=row["channels"],

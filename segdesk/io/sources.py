@@ -11,12 +11,11 @@ import hashlib
 import os
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 import numpy.typing as npt
 
+from segdesk.core.address import Address, is_remote, local_path
 from segdesk.core.errors import InputError
 from segdesk.io.atomic import explain_os_errors
 from segdesk.io.boxes import ImageSource, WholeImage
@@ -24,19 +23,14 @@ from segdesk.io.images import ImageData, ImageInfo, hash_file, read_image, thumb
 from segdesk.io.tiffs import is_tiff, open_tiff
 
 __all__ = [
-    "Address",
     "ImageSource",
     "hash_source",
-    "is_remote",
     "is_zarr",
     "level_shapes",
-    "local_path",
     "open_source",
     "probe_source",
     "read_thumbnail",
 ]
-
-Address = str | Path
 
 #: A TIFF of fewer decoded bytes than this is read whole.
 WHOLE_BYTES: Final = 64 * 2**20
@@ -146,17 +140,6 @@ def _middle(source: ImageSource, level: int, side: int) -> npt.NDArray[Any]:
     return source.read(z, slice(y, y + high), slice(x, x + wide), level)
 
 
-def is_remote(address: Address) -> bool:
-    """Tell whether this is an address for fsspec and not a path of this computer."""
-    return "://" in str(address) and not str(address).startswith("file://")
-
-
-def local_path(address: Address) -> Path:
-    """Return the path of a file or folder of this computer, ``file://`` taken off."""
-    text = str(address)
-    return Path(url2pathname(urlsplit(text).path) if text.startswith("file://") else text)
-
-
 def is_zarr(address: Address) -> bool:
     """Tell whether this names a Zarr group or array, by its name or what lies in it."""
     text = str(address).rstrip("/\\")
@@ -173,8 +156,8 @@ def hash_source(address: Address) -> str:
 
     Of a file, its bytes. Of a Zarr folder, the names and bytes of its files in sorted
     order, without the masks in its ``labels`` folder. Of an address, its metadata
-    documents and, where the server lists them, each chunk's name, size and entity tag:
-    its pixels are not fetched for this, so a server without a listing hides changed pixels.
+    documents and, where the server lists them, each chunk's name, size and entity tag, or
+    else some of its pixels: a server without a listing hides changes in the others.
 
     Raises
     ------

@@ -21,6 +21,7 @@ from pydantic import (
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.refinement import CrfConfig
 from segdesk.config.training import Recipe, TrainingConfig
+from segdesk.core.address import AnyAddress
 from segdesk.core.run import RunState
 
 
@@ -128,7 +129,7 @@ class RefineOrder(_Message):
     order: Literal["refine"] = "refine"
     job: str
     sample: str
-    image: Path
+    image: AnyAddress
     model: str
     weights_sha256: str
     prediction: Path
@@ -177,7 +178,7 @@ class VaryOrder(_Message):
 
     order: Literal["vary"] = "vary"
     job: str
-    image: Path
+    image: AnyAddress
     labels: Path | None
     model_folder: Path
     colors: tuple[str, ...]

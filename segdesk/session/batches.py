@@ -8,14 +8,15 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 from segdesk.config.inference import InferenceConfig
+from segdesk.core.address import Address, is_remote, name_of, stem_of
 from segdesk.core.errors import InputError
 from segdesk.io.atomic import explain_os_errors
 from segdesk.io.packages import hash_weights
-from segdesk.io.sources import Address, hash_source, is_remote, is_zarr
+from segdesk.io.sources import hash_source, is_zarr
 from segdesk.jobs.messages import PredictOrder
 from segdesk.session.models import ModelEntry
 from segdesk.session.predicting import find_companions, is_same
@@ -51,16 +52,6 @@ def find_sources(names: Sequence[str]) -> list[Address]:
         else:
             found += find_images([name])
     return list(dict.fromkeys(found))
-
-
-def name_of(address: Address) -> str:
-    """Return the last part of a path or address."""
-    return PurePosixPath(address).name if is_remote(address) else Path(address).name
-
-
-def stem_of(address: Address) -> str:
-    """Return what the names of an image's results begin with."""
-    return Path(name_of(address).removesuffix(".zip")).stem
 
 
 def require_distinct(images: Sequence[Address]) -> None:

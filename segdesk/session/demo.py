@@ -18,6 +18,7 @@ from PIL import Image
 
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.training import TrainingConfig
+from segdesk.core.address import stem_of
 from segdesk.core.errors import SegDeskError
 from segdesk.core.run import Run, RunState
 from segdesk.core.sample import Sample
@@ -93,7 +94,7 @@ def run_demo(
 
 
 def _kind(sample: Sample, images: dict[str, SampleImage]) -> SampleImage:
-    return images[sample.path.stem]
+    return images[stem_of(sample.path)]
 
 
 def _predict_and_judge(

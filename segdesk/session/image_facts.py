@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from segdesk.core.address import Address, is_remote
 from segdesk.core.errors import InputError
 from segdesk.io.atomic import atomic_write_bytes, atomic_write_text
 from segdesk.io.images import read_image
@@ -56,15 +57,15 @@ class ImageFactsCache:
         self._seen = self._read_seen()
         self._has_news = False
 
-    def of(self, path: Path) -> ImageFacts:
+    def of(self, path: Address) -> ImageFacts:
         """Return the facts of an image.
 
         Raises
         ------
         InputError
-            The file is missing, damaged, no image, or holds NaN.
+            The image is missing, damaged, no image, or holds NaN.
         """
-        stamp = _stamp(path)
+        stamp = hash_source(path) if is_remote(path) else _stamp(Path(path))
         known = self._seen.get(str(path))
         if stamp is not None and known is not None and known[0] == stamp:
             kept = self._read(known[1])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import takewhile
-from pathlib import Path
 from typing import Final
 
+from segdesk.core.address import Address
 from segdesk.core.errors import InputError
 from segdesk.core.sample import Sample
 from segdesk.io.sources import level_shapes
@@ -15,7 +15,7 @@ from segdesk.jobs.cancel import CancelToken
 
 Shape = tuple[int, ...]
 #: Path, hash and shape: the hash changes with the image.
-_Key = tuple[Path, str, Shape]
+_Key = tuple[Address, str, Shape]
 #: What was found out; no levels of an image that could not be read: that is tried again
 #: where it is shown or predicted, but not at each look at what a prediction costs.
 _known: Final[dict[_Key, tuple[Shape, ...]]] = {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from segdesk.core.address import Address
 from segdesk.core.classes import ClassMap
 from segdesk.io.images import read_image, thumbnail
 
@@ -20,7 +19,7 @@ FALSE = (204, 121, 167)
 
 
 def overlay_picture(
-    path: Path,
+    path: Address,
     labels: npt.NDArray[np.uint8],
     unsure: npt.NDArray[np.float32],
     truth: npt.NDArray[np.uint8] | None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from segdesk.config.inference import InferenceConfig
+from segdesk.core.address import is_gone
 from segdesk.core.annotation import BAND_PIXELS, Annotation
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction, UncertaintyKind
@@ -97,7 +98,7 @@ def make_orders(
             "first: choose it in the Predict panel, or run 'segdesk train PROJECT --model NAME'."
         )
     for sample in samples:
-        if not sample.path.exists():
+        if is_gone(sample.path):
             raise InputError(
                 f"The image {sample.path} is not there any more; put it back, or run "
                 f"'segdesk remove {store.folder.name} {sample.name}'."

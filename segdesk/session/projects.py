@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from segdesk.core.address import Address, is_remote, local_path, name_of, stem_of
 from segdesk.core.annotation import Supervision
 from segdesk.core.classes import ClassMap
 from segdesk.core.errors import InputError
 from segdesk.core.sample import Sample, Split, Status
 from segdesk.io.atomic import explain_os_errors
-from segdesk.io.images import IMAGE_SUFFIXES
+from segdesk.io.images import IMAGE_SUFFIXES, ImageInfo
 from segdesk.io.masks import MaskReading, read_mask
-from segdesk.io.sources import Address, hash_source, is_remote, is_zarr, local_path, probe_source
+from segdesk.io.sources import hash_source, is_zarr, probe_source
 from segdesk.io.store import FirstLabels, ProjectStore
 from segdesk.session.models import list_models
 from segdesk.session.session import Session
@@ -29,17 +30,38 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
+class Look:
+    """What a first look at an image told; ``sha256`` by :func:`hash_source`."""
+
+    info: ImageInfo
+    sha256: str
+
+
+@dataclass(frozen=True)
 class NewImage:
     """An image to add, with what is known of it beforehand.
 
-    ``split`` overrules the draw; ``reference`` is a true mask to compare with.
+    ``split`` overrules the draw; ``reference`` is a true mask to compare with; ``look`` is
+    what :func:`look_at` found, where that was asked already.
     """
 
-    path: Path
+    path: Address
     mask: Path | None = None
     split: Split | None = None
     group: str = ""
     reference: Path | None = None
+    look: Look | None = None
+
+
+def look_at(address: Address) -> Look:
+    """Find out what an image is like, and what is wrong with it; any thread may.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    return Look(probe_source(address), hash_source(address))
 
 
 @dataclass
@@ -51,21 +73,21 @@ class Added:
     refused: list[str] = field(default_factory=list)
 
 
-def find_images(paths: Sequence[Address]) -> list[Path]:
+def find_images(paths: Sequence[Address]) -> list[Address]:
     """Return the images among ``paths``, files and Zarr folders, and in the folders among them.
+
+    An address is one image; whether it is there is not asked here.
 
     Raises
     ------
     InputError
-        A path does not exist, is an address, or a folder holds no image.
+        A path does not exist, or a folder holds no image.
     """
-    found: list[Path] = []
+    found: list[Address] = []
     for address in paths:
         if is_remote(address):
-            raise InputError(
-                f"{address} is not on this computer; download it first, or predict it where it "
-                f"is with 'segdesk predict {address} --out FOLDER'."
-            )
+            found.append(str(address))
+            continue
         path = local_path(address)
         if path.is_dir() and not is_zarr(path):
             inside = sorted(p for p in path.iterdir() if _is_image(p))
@@ -84,7 +106,7 @@ def _is_image(path: Path) -> bool:
     return is_image and not path.name.startswith(".")
 
 
-def match_masks(images: Sequence[Path], folder: Path) -> list[NewImage]:
+def match_masks(images: Sequence[Address], folder: Path) -> list[NewImage]:
     """Pair images with the masks of the same stem in ``folder``.
 
     Raises
@@ -96,7 +118,7 @@ def match_masks(images: Sequence[Path], folder: Path) -> list[NewImage]:
         raise InputError(f"There is no folder {folder} to take masks from.")
     by_stem = {p.stem: p for p in folder.iterdir() if p.suffix.lower() in MASK_SUFFIXES}
     pairs = [
-        NewImage(path, mask=by_stem.get(path.stem) or by_stem.get(_short_stem(path)))
+        NewImage(path, mask=by_stem.get(stem_of(path)) or by_stem.get(_short_stem(path)))
         for path in images
     ]
     if not any(pair.mask for pair in pairs):
@@ -107,9 +129,9 @@ def match_masks(images: Sequence[Path], folder: Path) -> list[NewImage]:
     return pairs
 
 
-def _short_stem(path: Path) -> str:
+def _short_stem(path: Address) -> str:
     """Return the name without all that says OME-Zarr: ``a`` of ``a.ome.zarr``."""
-    return re.sub(r"(\.ome)?\.zarr(\.zip)?$", "", path.name)
+    return re.sub(r"(\.ome)?\.zarr(\.zip)?$", "", name_of(path))
 
 
 def add_images(
@@ -139,8 +161,15 @@ def add_images(
     Raises
     ------
     InputError
-        A file cannot be used (without ``skip_bad``), or the disk is full.
+        A file cannot be used (without ``skip_bad``), an address is to be copied, or the
+        disk is full.
     """
+    elsewhere = next((image.path for image in images if is_remote(image.path)), None)
+    if copy and elsewhere is not None:
+        raise InputError(
+            f"{elsewhere} is not on this computer and cannot be copied into the project; add it "
+            "without copying, and it is read where it is."
+        )
     added = Added()
     prepared = _prepare(session.store, images, group_by, skip_bad, added, progress)
     prepared = _draw_splits(session.store, prepared)
@@ -222,22 +251,23 @@ def _pattern(group_by: str) -> re.Pattern[str] | None:
 def _read(
     store: ProjectStore, image: NewImage, pattern: re.Pattern[str] | None, taken: set[str]
 ) -> _New:
-    path = image.path.absolute()
-    info = probe_source(path)
+    path = image.path if is_remote(image.path) else local_path(image.path).absolute()
+    name = name_of(path)
+    look = image.look or look_at(path)
+    info = look.info
     group = image.group
     if pattern is not None:
-        match = pattern.search(path.name)
+        match = pattern.search(name)
         if match is None:
             raise InputError(
-                f"The pattern {pattern.pattern!r} finds no group in {path.name}; every image "
-                "needs one."
+                f"The pattern {pattern.pattern!r} finds no group in {name}; every image needs one."
             )
         group = match.group(1) if pattern.groups else match.group(0)
     sample = Sample(
-        id=store.new_sample_id(path.name, taken),
-        name=path.name,
+        id=store.new_sample_id(name, taken),
+        name=name,
         path=path,
-        sha256=hash_source(path),
+        sha256=look.sha256,
         shape=info.shape,
         channels=info.channels,
         dtype=info.dtype,
@@ -322,7 +352,7 @@ def _copied(folder: Path, new: _New, made: list[Path]) -> _New:
     reference = new.sample.reference
     sample = replace(
         new.sample,
-        path=copy(new.sample.path, "images"),
+        path=copy(local_path(new.sample.path), "images"),
         reference=copy(reference, "reference") if reference is not None else None,
     )
     return replace(new, sample=sample)

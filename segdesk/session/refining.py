@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from segdesk.config.refinement import CrfConfig
+from segdesk.core.address import is_gone
 from segdesk.core.errors import InputError
 from segdesk.core.prediction import Prediction
 from segdesk.core.sample import Sample
@@ -101,7 +102,7 @@ def _record(session: Session, prediction: Prediction, weights_sha256: str) -> Pr
 
 def _order(session: Session, sample: Sample, config: CrfConfig) -> RefineOrder:
     entry, prediction = _current(session, sample)
-    if not sample.path.exists():
+    if is_gone(sample.path):
         raise InputError(
             f"The image {sample.path} is not there any more; put it back to refine its prediction."
         )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segdesk.core.address import name_of
 from segdesk.core.annotation import Supervision
 from segdesk.core.card import ModelCard
 from segdesk.core.classes import UNLABELLED
@@ -73,7 +74,7 @@ def load_sample(sample: ManifestSample, card: ModelCard, corrected_weight: float
     labels, supervision = read_labels(sample.labels)
     if image.data.shape[: labels.ndim] != labels.shape:
         raise InputError(
-            f"{sample.image.name} has changed its size since it was labelled; put the old file "
+            f"{name_of(sample.image)} has changed its size since it was labelled; put the old file "
             "back, or take the image out of the project with 'segdesk remove'."
         )
     if labels.ndim == 2:

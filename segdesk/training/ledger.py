@@ -16,6 +16,7 @@ import torch
 
 from segdesk import __version__
 from segdesk.config.training import TrainingConfig
+from segdesk.core.address import Address
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.manifest import ManifestSample, RunManifest
 from segdesk.core.round import Round, RoundCheck, RoundInput, RoundOrigin, RoundPlatform
@@ -186,7 +187,7 @@ def _origin(manifest: RunManifest) -> RoundOrigin:
     )
 
 
-def _hash(path: Path | None) -> str:
+def _hash(path: Address | None) -> str:
     if path is not None:
         with suppress(InputError, OSError):
             return hash_source(path)

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from segdesk.config.training import TrainingConfig
+from segdesk.core.address import Address, is_gone, name_of
 from segdesk.core.errors import CanceledError, InputError, SegDeskError, first_fault
 from segdesk.core.manifest import RunManifest
 from segdesk.core.round import Round, RoundInput, RoundOrigin, RoundPlatform
@@ -107,7 +108,7 @@ def changed_inputs(manifest: RunManifest, entry: Round) -> list[str]:
 
 
 def _input_changes(old: RoundInput, new: RoundInput) -> Iterator[str]:
-    name = new.image.name
+    name = name_of(new.image)
     if new.image_sha256 != old.image_sha256:
         yield f"the image {name} {_fate(new.image_sha256, new.image)}"
     if new.labels is not None and new.labels_sha256 != old.labels_sha256:
@@ -125,10 +126,10 @@ def _origin_changes(old: RoundOrigin, new: RoundOrigin) -> Iterator[str]:
         yield "the file with the encoder's first weights has changed or is gone"
 
 
-def _fate(sha256: str, path: Path) -> str:
+def _fate(sha256: str, path: Address) -> str:
     if sha256:
         return "has changed"
-    return "cannot be read any more" if path.exists() else f"is gone from {path.parent}"
+    return f"is gone from {Path(path).parent}" if is_gone(path) else "cannot be read any more"
 
 
 def _config(entry: Round) -> TrainingConfig:

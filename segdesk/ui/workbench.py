@@ -31,6 +31,7 @@ from segdesk.io.maps import PredictedMap
 from segdesk.io.masks import read_mask
 from segdesk.io.pyramids import Pyramid
 from segdesk.io.store import ProjectStore
+from segdesk.jobs.cancel import CancelToken
 from segdesk.session import models, predicting, training
 from segdesk.session.correcting import Correction
 from segdesk.session.levels import levels_of, shape_at
@@ -402,6 +403,24 @@ class Workbench:
 
         future.add_done_callback(hand_over)
         return future
+
+    def ask(
+        self, work: Callable[[], Result], then: Callable[[Future[Result]], None]
+    ) -> CancelToken:
+        """Do ``work`` that may never end, as asking a server may, and ``then`` on the main thread.
+
+        Called off by what is returned, or once the project is closed, ``then`` is not called;
+        nobody waits for such work.
+        """
+        bridge, token, found = self._require_bridge(), CancelToken(), Future[Result]()
+
+        def hand_over(done: Future[None]) -> None:
+            if (error := done.exception()) is not None:
+                found.set_exception(error)
+            bridge.call(lambda: None if token.is_canceled else then(found))
+
+        LoneThread(lambda _: found.set_result(work()), hand_over, "segdesk-asking")
+        return token
 
     # The window ------------------------------------------------------------------
 

@@ -103,10 +103,52 @@ def test_a_folder_of_zarrs_is_a_folder_of_images(
     assert added.json["added"] == ["n0", "n1"]
 
 
-def test_an_address_is_refused_for_a_project(project: Path, segdesk: Cli) -> None:
-    refused = segdesk("add", project, "s3://bucket/a.ome.zarr")
+def test_an_image_on_a_server_is_added_predicted_and_learnt_from(
+    project: Path, segdesk: Cli, ome: Path, tmp_path: Path, discs: Any
+) -> None:
+    masks = tmp_path / "masks2"
+    masks.mkdir()
+    tifffile.imwrite(masks / "cells.tif", discs(9, 96)[1] * 255)
+    with serving(tmp_path) as server:
+        address = f"{server.address}/{ome.name}"
+        added = segdesk("add", project, address, "--masks", masks, "--json")
+        assert added.code == 0, added.err
+        assert added.json["added"] == ["cells-ome"]
+        with ProjectStore.open(project) as store:
+            sample = store.sample("cells-ome")
+            assert (sample.path, sample.name, sample.shape) == (address, ome.name, (96, 96))
+        assert "is in the project already" in segdesk("add", project, address).err
+        assert segdesk("predict", project).code == 0
+        segdesk("add", project, tmp_path / "same.tif")
+        done = segdesk("predict", project, "--json")
+        labels = {r["image"]: Path(r["folder"]) / "labels.tif" for r in done.json}
+        far, near = (tifffile.imread(labels[name]) for name in (ome.name, "same.tif"))
+        np.testing.assert_array_equal(far, near)
+        settings = ("steps=1", "crop_size=32", "batch_size=1", "device=cpu")
+        trained = segdesk("train", project, *(a for s in settings for a in ("--set", s)), "--json")
+        assert trained.code == 0, trained.err
+        run = trained.lines[-1]["run"]
+        manifest = json.loads((project / "runs" / run / "manifest.json").read_text("utf-8"))
+        assert address in [one["image"] for one in manifest["samples"]]
+        assert segdesk("train", project, "--replay", run).code == 0
+    gone = segdesk("train", project, "--check")
+    assert gone.code == 2
+    assert ome.name in gone.err + gone.out
+    assert "is gone from" not in gone.err
+    with ProjectStore.open(project) as store:
+        assert store.annotation("cells-ome") is not None
+
+
+def test_an_address_is_not_copied_into_a_project(project: Path, segdesk: Cli) -> None:
+    refused = segdesk("add", project, "https://host/a.ome.zarr", "--copy")
     assert refused.code == 2
-    assert "s3://bucket/a.ome.zarr is not on this computer; download it first" in refused.err
+    assert "https://host/a.ome.zarr is not on this computer and cannot be copied" in refused.err
+
+
+def test_of_addresses_only_zarr_is_added(project: Path, segdesk: Cli) -> None:
+    refused = segdesk("add", project, "https://host/a.png")
+    assert refused.code == 2
+    assert "of addresses SegDesk reads OME-Zarr and Zarr only" in refused.err
 
 
 def test_a_store_that_breaks_off_is_refused_and_leaves_nothing(

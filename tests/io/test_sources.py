@@ -26,6 +26,7 @@ from segdesk.io.sources import (
     probe_source,
     read_thumbnail,
 )
+from slow_server import serving
 
 RNG = np.random.default_rng(3)
 Pixels = npt.NDArray[Any]
@@ -530,3 +531,18 @@ def test_the_hash_of_an_address_needs_no_pixels(tmp_path: Path) -> None:
     assert hash_source("memory://hashed/a.zarr") == before
     memory.pipe_file("/hashed/a.zarr/0/c/0/0", b"other")
     assert hash_source("memory://hashed/a.zarr") != before
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_images_on_a_server_that_tells_nothing_of_its_files_are_told_apart(
+    tmp_path: Path, levels: int
+) -> None:
+    data = random("uint8", 256, 256)
+    other = data.copy()
+    other[64:192, 64:192] += 1
+    for name, image in (("a.zarr", data), ("b.zarr", other), ("c.zarr", data)):
+        write_ome(tmp_path / name, [image, image[::2, ::2]][:levels], "yx")
+    with serving(tmp_path) as server:
+        first, second, third = (hash_source(f"{server.address}/{n}.zarr") for n in "abc")
+    assert first != second
+    assert first == third

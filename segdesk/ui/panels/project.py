@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from qtpy.QtWidgets import (
     QComboBox,
     QFileDialog,
     QHBoxLayout,
+    QInputDialog,
     QLineEdit,
     QListView,
     QMenu,
@@ -22,6 +25,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from segdesk.core.address import Address, is_remote
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.sample import Sample, Split, Status
 from segdesk.io.images import IMAGE_SUFFIXES
@@ -78,11 +82,22 @@ class ProjectPanel(Panel):
         self.column.addWidget(self.list, 1)
         self.column.addWidget(self._filler, 1)
         self.column.addWidget(self.levels)
-        self.column.addWidget(self.add_button)
+        self.address_button = ActionButton(
+            "From an address…",
+            self.ask_address,
+            "Add an OME-Zarr image that lies on a server (https://…, s3://…). It stays there and "
+            "is read piece by piece.",
+        )
+        self._asking: QProgressDialog | None = None
+        adding = QHBoxLayout()
+        adding.addWidget(self.add_button, 1)
+        adding.addWidget(self.address_button)
+        self.column.addLayout(adding)
         self.list.setMinimumHeight(100)
         self.column.setSpacing(4)
         workbench.session_opened.connect(self._on_opened)
         workbench.session_closed.connect(self._refresh)
+        workbench.session_closed.connect(self._stop_asking)
         workbench.sample_opening.connect(self._select)
         workbench.levels_progressed.connect(self.levels.say)
         self._refresh()
@@ -103,17 +118,70 @@ class ProjectPanel(Panel):
             self._workbench.last_folder = paths[0].parent
             self.add(paths, self._ask_masks())
 
+    @reporting()
+    def ask_address(self) -> None:
+        """Ask for the address of an image and add it."""
+        text, is_given = QInputDialog.getText(
+            self,
+            "Add an image from an address",
+            "Address of an OME-Zarr image (https://…, s3://…):",
+        )
+        if is_given and text.strip():
+            self.add_from([text.strip()])
+
+    def add_from(self, addresses: Sequence[str]) -> None:
+        """Add images that lie on servers, which are asked beside the window.
+
+        Raises
+        ------
+        InputError
+            One is no address, or others are being asked for.
+        """
+        for address in addresses:
+            if not is_remote(address):
+                raise InputError(
+                    f"{address!r} is no address of a server, such as "
+                    "https://host/image.ome.zarr; use “Add images…” for files of this computer."
+                )
+        if self._asking is not None:
+            raise InputError("A server is being asked already; wait for it, or cancel that first.")
+        dialog = QProgressDialog(f"Asking for {', '.join(addresses)}…", "Cancel", 0, 0, self)
+        dialog.setMinimumDuration(300)
+
+        def look() -> list[projects.NewImage]:
+            return [projects.NewImage(one, look=projects.look_at(one)) for one in addresses]
+
+        @reporting()
+        def arrived(found: Future[list[projects.NewImage]]) -> None:
+            dialog.cancel()
+            self._add_new(found.result())
+
+        def end() -> None:
+            token.cancel()
+            self._asking = None
+            dialog.deleteLater()
+
+        token = self._workbench.ask(look, arrived)
+        dialog.canceled.connect(end)
+        self._asking = dialog
+
+    def _stop_asking(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+
     def add(self, paths: list[Path], masks: Path | None = None) -> projects.Added | None:
         """Add images to the project, reporting what was read and what was not."""
-        session = self._workbench.session
-        if session is None:
-            return None
         images = projects.find_images(paths)
-        new = (
+        return self._add_new(
             projects.match_masks(images, masks)
             if masks is not None
             else [projects.NewImage(path) for path in images]
         )
+
+    def _add_new(self, new: list[projects.NewImage]) -> projects.Added | None:
+        session = self._workbench.session
+        if session is None:
+            return None
         dialog = QProgressDialog("Reading images…", "", 0, len(new), self)
         dialog.setCancelButton(None)
         dialog.setWindowModality(Qt.WindowModality.WindowModal)
@@ -146,16 +214,19 @@ class ProjectPanel(Panel):
         notify(f"Removed. Its labels lie in {kept}." if kept else "Removed.")
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        """Accept files while a project is open."""
+        """Accept files and addresses while a project is open."""
         if self._workbench.session is not None and event.mimeData().hasUrls():
             event.acceptProposedAction()
 
     def dropEvent(self, event: QDropEvent) -> None:
-        """Add the files dropped here."""
-        paths = [Path(url.toLocalFile()) for url in event.mimeData().urls() if url.isLocalFile()]
+        """Add the files and addresses dropped here."""
+        urls = event.mimeData().urls()
         event.acceptProposedAction()
         with reporting():
-            self.add(paths)
+            if paths := [Path(url.toLocalFile()) for url in urls if url.isLocalFile()]:
+                self.add(paths)
+            if addresses := [url.toString() for url in urls if not url.isLocalFile()]:
+                self.add_from(addresses)
 
     # How ---------------------------------------------------------------------
 
@@ -236,7 +307,7 @@ class ProjectPanel(Panel):
         session = self._workbench.session
         self.model.set_samples(session.store.samples() if session is not None else [])
         is_open = session is not None
-        for widget in (self._filters, self.list, self.add_button):
+        for widget in (self._filters, self.list, self.add_button, self.address_button):
             widget.setVisible(is_open)
         self._filler.setVisible(not is_open)
         self._say()
@@ -304,7 +375,7 @@ class ProjectPanel(Panel):
         return Path(folder) if folder else None
 
 
-def _thumbnail(path: Path) -> npt.NDArray[np.uint8] | None:
+def _thumbnail(path: Address) -> npt.NDArray[np.uint8] | None:
     """Read a thumbnail; a file that is gone is reported when it is opened."""
     try:
         return read_thumbnail(path)
