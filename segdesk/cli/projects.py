@@ -49,7 +49,7 @@ def new(
 def add(
     project: Path = typer.Argument(..., help="The project."),
     images: list[str] = typer.Argument(
-        ..., help="Image files or OME-Zarr folders, or folders of them."
+        ..., help="Image files, OME-Zarr folders or addresses, or folders of them."
     ),
     masks: Path | None = typer.Option(
         None, "--masks", help="Folder of masks named like the images."

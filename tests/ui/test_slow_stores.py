@@ -17,11 +17,14 @@ import pytest
 import zarr
 from napari.utils.notifications import notification_manager
 from pytestqt.qtbot import QtBot
+from qtpy.QtWidgets import QProgressDialog
 
 from segdesk.core.classes import ClassMap
+from segdesk.core.errors import InputError
 from segdesk.io.pyramids import open_pyramid
 from segdesk.session.projects import NewImage, add_images
 from segdesk.ui.large import LargeImage
+from segdesk.ui.panels.project import ProjectPanel
 from segdesk.ui.workbench import Workbench
 from slow_server import SlowServer, serving
 
@@ -241,3 +244,69 @@ def middle(workbench: Workbench) -> int:
     """Return the brightness in the middle of the canvas."""
     shot = workbench.viewer.screenshot(flash=False)
     return int(shot[shot.shape[0] // 2, shot.shape[1] // 2, :3].mean())
+
+
+def project_panel(workbench: Workbench, tmp_path: Path) -> ProjectPanel:
+    workbench.new_project(tmp_path / "p.segdesk", ClassMap.from_names(("background", "nucleus")))
+    panel = workbench.panels["Project"]
+    assert isinstance(panel, ProjectPanel)
+    return panel
+
+
+def names(workbench: Workbench) -> list[str]:
+    assert workbench.session is not None
+    return [sample.name for sample in workbench.session.store.samples()]
+
+
+def test_an_image_on_a_slow_server_is_added_while_the_window_goes_on(
+    workbench: Workbench, server: SlowServer, tmp_path: Path, qtbot: QtBot
+) -> None:
+    panel = project_panel(workbench, tmp_path)
+    server.delay = 0.1
+    panel.add_from([f"{server.address}/{name}.zarr" for name in ("plain", "a")])
+    assert not names(workbench)
+    (dialog,) = panel.findChildren(QProgressDialog)
+    qtbot.waitUntil(dialog.isVisible)
+    qtbot.waitUntil(lambda: names(workbench) == ["plain.zarr", "a.zarr"], timeout=60_000)
+    server.delay = 0.0
+    show(workbench, "a", qtbot)
+    look(workbench, 3000, 3000, zoom=1)
+    qtbot.waitUntil(lambda: middle(workbench) > 100)
+    workbench.close()
+    workbench.open_project(tmp_path / "p.segdesk")
+    show(workbench, "plain", qtbot)
+
+
+def test_asking_a_server_that_does_not_answer_can_be_cancelled(
+    workbench: Workbench, server: SlowServer, tmp_path: Path, qtbot: QtBot
+) -> None:
+    panel = project_panel(workbench, tmp_path)
+    server.delay = DELAY
+    panel.add_from([f"{server.address}/plain.zarr"])
+    with pytest.raises(InputError, match="being asked already"):
+        panel.add_from([f"{server.address}/a.zarr"])
+    (dialog,) = panel.findChildren(QProgressDialog)
+    dialog.canceled.emit()  # what its button does
+    server.delay = 0.0
+    panel.add_from([f"{server.address}/a.zarr"])
+    qtbot.waitUntil(lambda: names(workbench) == ["a.zarr"], timeout=60_000)
+    qtbot.waitUntil(lambda: "segdesk-asking" not in [t.name for t in threading.enumerate()],
+                    timeout=60_000)  # fmt: skip
+    assert names(workbench) == ["a.zarr"]
+
+
+def test_a_server_that_cannot_be_reached_is_named(
+    workbench: Workbench, server: SlowServer, tmp_path: Path, qtbot: QtBot
+) -> None:
+    panel = project_panel(workbench, tmp_path)
+    server.vanish()
+    with notification_manager:
+        said = len(notification_manager.records)
+        panel.add_from([f"{server.address}/plain.zarr"])
+        qtbot.waitUntil(lambda: len(notification_manager.records) > said, timeout=60_000)
+        (sentence,) = [str(r.message) for r in notification_manager.records[said:]]
+    assert "plain.zarr cannot be read" in sentence
+    assert "connection" in sentence
+    assert not names(workbench)
+    with pytest.raises(InputError, match="is no address of a server"):
+        panel.add_from(["cells.zarr"])

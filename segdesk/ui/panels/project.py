@@ -30,6 +30,7 @@ from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.sample import Sample, Split, Status
 from segdesk.io.images import IMAGE_SUFFIXES
 from segdesk.io.sources import read_thumbnail
+from segdesk.jobs.cancel import CancelToken
 from segdesk.session import projects
 from segdesk.session.session import Session
 from segdesk.ui.bridge import notify, reporting
@@ -88,7 +89,7 @@ class ProjectPanel(Panel):
             "Add an OME-Zarr image that lies on a server (https://…, s3://…). It stays there and "
             "is read piece by piece.",
         )
-        self._asking: QProgressDialog | None = None
+        self._asking: tuple[CancelToken, QProgressDialog] | None = None
         adding = QHBoxLayout()
         adding.addWidget(self.add_button, 1)
         adding.addWidget(self.address_button)
@@ -145,29 +146,27 @@ class ProjectPanel(Panel):
                 )
         if self._asking is not None:
             raise InputError("A server is being asked already; wait for it, or cancel that first.")
-        dialog = QProgressDialog(f"Asking for {', '.join(addresses)}…", "Cancel", 0, 0, self)
+        more = f" and {len(addresses) - 1} more" if addresses[1:] else ""
+        dialog = QProgressDialog(f"Asking for {addresses[0]}{more}…", "Cancel", 0, 0, self)
         dialog.setMinimumDuration(300)
+        dialog.setValue(0)  # from here on it counts until it shows itself
 
         def look() -> list[projects.NewImage]:
             return [projects.NewImage(one, look=projects.look_at(one)) for one in addresses]
 
         @reporting()
         def arrived(found: Future[list[projects.NewImage]]) -> None:
-            dialog.cancel()
+            self._stop_asking()
             self._add_new(found.result())
 
-        def end() -> None:
-            token.cancel()
-            self._asking = None
-            dialog.deleteLater()
-
-        token = self._workbench.ask(look, arrived)
-        dialog.canceled.connect(end)
-        self._asking = dialog
+        self._asking = self._workbench.ask(look, arrived), dialog
+        dialog.canceled.connect(self._stop_asking)
 
     def _stop_asking(self) -> None:
         if self._asking is not None:
-            self._asking.cancel()
+            (token, dialog), self._asking = self._asking, None
+            token.cancel()
+            dialog.deleteLater()
 
     def add(self, paths: list[Path], masks: Path | None = None) -> projects.Added | None:
         """Add images to the project, reporting what was read and what was not."""
