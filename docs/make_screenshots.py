@@ -20,6 +20,7 @@ LOOK_AT = 60
 def main() -> None:
     """Drive the window through the main job, grabbing it on the way."""
     from napari.qt import get_qapp
+    from PIL import Image
     from qtpy.QtCore import QEventLoop, QTimer
 
     from segdesk.app.window import DesktopWindow
@@ -49,8 +50,11 @@ def main() -> None:
 
     def grab(name: str) -> None:
         pause(800)
-        picture = window.main.grab()
-        picture.save(str(TARGET / f"{name}.png"))
+        file = TARGET / f"{name}.png"
+        window.main.grab().save(str(file))
+        # 256 colours take a third of the space, and the repository keeps every picture for good.
+        few = Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(file, optimize=True)
 
     pause(1500)
     grab("start")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from pydantic import PlainValidator
@@ -26,12 +26,26 @@ def local_path(address: Address) -> Path:
 
 def to_address(text: Address) -> Address:
     """Return a path for what lies on this computer, and text for what does not."""
-    return str(text) if is_remote(text) else local_path(text)
+    if not is_remote(text):
+        return local_path(text)
+    scheme, _, rest = str(text).partition("://")
+    return f"{scheme.lower()}://{rest}"
 
 
 def name_of(address: Address) -> str:
-    """Return the last part of a path or address."""
-    return PurePosixPath(address).name if is_remote(address) else Path(address).name
+    """Return the last part of a path or address; of a group in a Zarr, also what it lies in.
+
+    ``https://host/my%20plate.zarr/A/1`` is called ``my plate-A-1.zarr``.
+    """
+    if not is_remote(address):
+        return Path(address).name
+    text = str(address).rstrip("/")
+    root, _, inside = text.partition(".zarr/")
+    name = PurePosixPath(root).name
+    if inside:
+        name = f"{name}-{inside.replace('/', '-')}.zarr"
+    is_web = text.startswith(("http://", "https://"))
+    return unquote(name).replace("/", "-") if is_web else name
 
 
 def stem_of(address: Address) -> str:

@@ -34,7 +34,7 @@ class Sample:
     id
         Folder name of its labels and predictions, unique in the project.
     name
-        What the user sees: the file's name.
+        What the user sees: the name of the file, folder or address.
     path
         The image: absolute, or an address if it is not on this computer.
     sha256

@@ -162,7 +162,8 @@ def hash_source(address: Address) -> str:
     Raises
     ------
     InputError
-        The image is missing or may not be read.
+        The image is missing or may not be read; of pixels at an address, also what reading
+        a box raises.
     """
     if is_remote(address):
         from segdesk.io.zarrs import hash_remote

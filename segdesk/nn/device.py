@@ -100,13 +100,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_spare(device: torch.device) -> None:
-    """Let go of what is kept for reuse: memory ran out there."""
+    """Let go of what is kept for reuse: memory ran out, there or beside it."""
+    save_memory()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
-    else:
-        save_memory()
 
 
 @dataclass

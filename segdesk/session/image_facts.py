@@ -29,7 +29,7 @@ SEEN: Final = "seen.json"
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """An image file as it is now.
+    """An image as it is now.
 
     Attributes
     ----------
@@ -46,10 +46,11 @@ class ImageFacts:
 
 
 class ImageFactsCache:
-    """Reads image files and remembers in the project what they were like.
+    """Reads images and remembers in the project what they were like.
 
-    A file whose size and time of change are as they were is not read again. A cache
-    that cannot be written or read costs time and nothing else.
+    A file whose size and time of change are as they were is not read again, nor is an image
+    at an address that has the same hash. A cache that cannot be written or read costs time
+    and nothing else.
     """
 
     def __init__(self, project: Path) -> None:
@@ -65,14 +66,16 @@ class ImageFactsCache:
         InputError
             The image is missing, damaged, no image, or holds NaN.
         """
-        stamp = hash_source(path) if is_remote(path) else _stamp(Path(path))
+        is_far = is_remote(path)
+        stamp = hash_source(path) if is_far else _stamp(Path(path))
         known = self._seen.get(str(path))
         if stamp is not None and known is not None and known[0] == stamp:
             kept = self._read(known[1])
             if kept is not None:
                 return kept
         image = read_image(path)
-        facts = ImageFacts(hash_source(path), image.spatial_shape, image.channels,
+        sha256 = stamp if is_far and stamp is not None else hash_source(path)
+        facts = ImageFacts(sha256, image.spatial_shape, image.channels,
                            shrink(image.data))  # fmt: skip
         self._write(facts)
         if stamp is not None:

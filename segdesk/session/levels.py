@@ -7,7 +7,7 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import Final
 
-from segdesk.core.address import Address
+from segdesk.core.address import Address, is_remote
 from segdesk.core.errors import InputError
 from segdesk.core.sample import Sample
 from segdesk.io.sources import level_shapes
@@ -80,6 +80,8 @@ def level_at(sample: Sample, level: int) -> int:
 def _at(sample: Sample, level: int) -> tuple[int, Shape]:
     if level == 0:
         return 0, sample.shape
+    if is_remote(sample.path) and _known.get(_key(sample)) == ():
+        return level, sample.shape  # its server was asked, and is not to be waited for here
     try:
         levels = levels_of(sample)
     except InputError:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segdesk.core.address import Address, is_remote, local_path, name_of, stem_of
+from segdesk.core.address import Address, is_remote, local_path, name_of, stem_of, to_address
 from segdesk.core.annotation import Supervision
 from segdesk.core.classes import ClassMap
 from segdesk.core.errors import InputError
@@ -86,7 +86,7 @@ def find_images(paths: Sequence[Address]) -> list[Address]:
     found: list[Address] = []
     for address in paths:
         if is_remote(address):
-            found.append(str(address))
+            found.append(to_address(address))
             continue
         path = local_path(address)
         if path.is_dir() and not is_zarr(path):
@@ -118,7 +118,7 @@ def match_masks(images: Sequence[Address], folder: Path) -> list[NewImage]:
         raise InputError(f"There is no folder {folder} to take masks from.")
     by_stem = {p.stem: p for p in folder.iterdir() if p.suffix.lower() in MASK_SUFFIXES}
     pairs = [
-        NewImage(path, mask=by_stem.get(stem_of(path)) or by_stem.get(_short_stem(path)))
+        NewImage(path, mask=next((by_stem[s] for s in _stems(path) if s in by_stem), None))
         for path in images
     ]
     if not any(pair.mask for pair in pairs):
@@ -129,9 +129,10 @@ def match_masks(images: Sequence[Address], folder: Path) -> list[NewImage]:
     return pairs
 
 
-def _short_stem(path: Address) -> str:
-    """Return the name without all that says OME-Zarr: ``a`` of ``a.ome.zarr``."""
-    return re.sub(r"(\.ome)?\.zarr(\.zip)?$", "", name_of(path))
+def _stems(path: Address) -> list[str]:
+    """Return what a mask of the image may be called; of ``a.ome.zarr``, ``a.ome`` and ``a``."""
+    name = name_of(path)
+    return [Path(name).stem, stem_of(path), re.sub(r"(\.ome)?\.zarr(\.zip)?$", "", name)]
 
 
 def add_images(
@@ -230,7 +231,7 @@ def _prepare(
         sample = new.sample
         if sample.sha256 in known:
             added.notes.append(
-                f"{sample.name} is the same file as {known[sample.sha256]}, which is in the "
+                f"{sample.name} is the same image as {known[sample.sha256]}, which is in the "
                 "project already; it was left out."
             )
             continue

@@ -84,7 +84,7 @@ def _factor_of(config: TrainingConfig) -> Any:
     return factor
 
 
-def keeps_norm(config: TrainingConfig, *, is_new: bool, repeats_old: bool) -> bool:
+def keeps_norm(config: TrainingConfig, *, is_new: bool, repeated: int) -> bool:
     """Whether normalisation keeps the statistics it starts with.
 
     Old and new images in one batch have the statistics of neither. New ones alone have
@@ -95,15 +95,15 @@ def keeps_norm(config: TrainingConfig, *, is_new: bool, repeats_old: bool) -> bo
     ----------
     is_new
         The model starts from random weights.
-    repeats_old
-        There are images that the model learnt from, to be repeated.
+    repeated
+        How many crops of a batch come from images that the model learnt from.
     """
     if config.recipe is Recipe.QUICK:
         return True  # its head standardises by what was measured on all that it learns from
     if is_new:
         return False
     if config.freeze_norm is KeepNorm.AUTO:
-        return repeats_old and config.replay > 0
+        return repeated > 0
     return config.freeze_norm is KeepNorm.YES
 
 

@@ -29,7 +29,7 @@ from segdesk.nn.device import pick_device, place
 from segdesk.nn.losses import make_loss
 from segdesk.nn.weights import seed_everything
 from segdesk.training.augment import Augmenter
-from segdesk.training.dataset import CropSampler, Item, pixel_weights, stack
+from segdesk.training.dataset import CropSampler, Item, pixel_weights, replayed_of, stack
 from segdesk.training.feeds import CropFeed, Feed, few_threads
 from segdesk.training.optimizing import keeps_norm, make_optimizer, set_training_mode
 from segdesk.training.preview import colour_image, with_labels, write_png
@@ -142,7 +142,8 @@ def _time_full(order: EstimateOrder, token: CancelToken) -> tuple[float, int]:
     )
     feed = CropFeed.of(start.model, device, sampler, config)
     peak = _Peak(device)
-    freeze = keeps_norm(config, is_new=False, repeats_old=_count_known(order) > 0)
+    repeated = replayed_of(config.batch_size, config.replay, has_old=_count_known(order) > 0)
+    freeze = keeps_norm(config, is_new=False, repeated=repeated)
     seconds = _step_seconds(network, optimizer, feed, config, peak, token, freeze)
     judging = _judge_seconds(network, item, config, order, token)
     return FIXED_SECONDS + config.steps * seconds + judging, peak.bytes
@@ -189,7 +190,10 @@ def _judge_seconds(
 
 
 def _count_known(order: EstimateOrder) -> int:
-    """Return how many images there are that the model learnt from."""
+    """Return how many images there are that the model learnt from, as a run would find them."""
+    theirs = order.config.named(read_card(order.model_folder).classes)
+    if not set(theirs) <= set(order.classes):
+        return 0
     folder = order.model_folder / REHEARSAL / "images"
     return len(list(folder.glob("*.png"))) if folder.is_dir() else 0
 
@@ -214,7 +218,7 @@ def _time_quick(
         )
         per_pixel = (time.perf_counter() - began) / item.labels.size
     optimizer, _ = make_optimizer(network, config)
-    freeze = keeps_norm(config, is_new=False, repeats_old=False)
+    freeze = keeps_norm(config, is_new=False, repeated=0)
     seconds = _step_seconds(network, optimizer, feed, config, peak, token, freeze)
     pixels = min(MOST_PIXELS, sum(height * width for height, width in images))
     judging = _judge_seconds(network, item, config, order, token)

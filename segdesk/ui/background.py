@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, TypeVar
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from qtpy.QtCore import QEventLoop, QTimer
 
@@ -18,6 +20,61 @@ Result = TypeVar("Result")
 
 #: So often it is looked whether what is waited for has ended, in ms.
 POLL: Final = 15
+
+
+class PatientPool:
+    """Threads for work that may wait for a server that never answers.
+
+    Neither closing the pool nor the end of the program waits for what hangs.
+
+    Parameters
+    ----------
+    threads
+        How many pieces of work are under way at once.
+    name
+        Of the threads.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._futures: set[Future[Any]] = set()
+        self._threads = [
+            threading.Thread(target=self._run, name=name, daemon=True) for _ in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Callable[[], Result]) -> Future[Result]:
+        """Do ``work`` once a thread is free."""
+        future = Future[Result]()
+
+        def do() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001  it is handed on
+                future.set_exception(error)
+
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        self._waiting.put(do)
+        return future
+
+    def close(self, seconds: float) -> None:
+        """Begin nothing more, and wait so long at most for what is under way."""
+        for future in list(self._futures):
+            future.cancel()
+        for _ in self._threads:
+            self._waiting.put(None)
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _run(self) -> None:
+        while (do := self._waiting.get()) is not None:
+            do()
+            del do  # it keeps what it worked on
 
 
 class SlowThread:
@@ -33,7 +90,7 @@ class SlowThread:
 
     def __init__(self, bridge: Bridge, name: str = "segdesk-slow") -> None:
         self._bridge = bridge
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._pool = PatientPool(1, name)
         self._tokens: set[CancelToken] = set()
 
     def start(
@@ -55,11 +112,11 @@ class SlowThread:
         self._pool.submit(lambda: work(token)).add_done_callback(hand_over)
         return token
 
-    def close(self) -> None:
-        """End what is under way, and the thread."""
+    def close(self, seconds: float) -> None:
+        """End what is under way, and the thread; waits so long at most."""
         for token in list(self._tokens):
             token.cancel()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close(seconds)
 
 
 class LoneThread:

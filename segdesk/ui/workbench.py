@@ -19,6 +19,7 @@ from qtpy.QtWidgets import QDockWidget, QMainWindow, QWidget
 
 from segdesk.config.app import OnClose, RunHabits
 from segdesk.config.inference import InferenceConfig
+from segdesk.core.address import is_remote
 from segdesk.core.annotation import BAND_PIXELS
 from segdesk.core.classes import ClassMap
 from segdesk.core.errors import InputError
@@ -39,7 +40,7 @@ from segdesk.session.predicting import Start
 from segdesk.session.sample_project import make_sample_project
 from segdesk.session.session import Session, engine_log
 from segdesk.session.workers import WorkerBackend
-from segdesk.ui.background import LoneThread, SlowThread, wait_painting
+from segdesk.ui.background import LoneThread, PatientPool, SlowThread, wait_painting
 from segdesk.ui.bridge import Bridge, notify, reporting
 from segdesk.ui.large import LargeImage, is_large, open_large
 from segdesk.ui.layers import SampleLayers
@@ -62,6 +63,8 @@ NEIGHBOURHOOD = 48
 
 #: So long at most closing waits for the last reads of images from slow stores, in seconds.
 LEAVE_SECONDS: Final = 10.0
+#: So many servers that do not answer leave those that do free.
+FAR_THREADS: Final = 4
 
 #: So long after the last move of a stroke, in seconds, the engine waits for the next.
 GIVE_WAY: Final = 0.4
@@ -113,6 +116,7 @@ class Workbench:
         self._session: Session | None = None
         self._bridge: Bridge | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._far: PatientPool | None = None
         self._slow: SlowThread | None = None
         self._prompt: SlowThread | None = None
         self._sample_id: str | None = None
@@ -211,6 +215,7 @@ class Workbench:
         session.promotes_better = self._habits.use_better
         self._bridge = Bridge(session.handle, is_painting=lambda: self.is_painting)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="segdesk-io")
+        self._far = PatientPool(FAR_THREADS, "segdesk-far")
         self._slow = SlowThread(self._bridge)
         self._prompt = SlowThread(self._bridge, "segdesk-prompt")
         backend = WorkerBackend(
@@ -250,19 +255,19 @@ class Workbench:
         if bridge is not None:
             bridge.close()
         slow, prompt, self._slow, self._prompt = self._slow, self._prompt, None, None
-        pool, self._pool = self._pool, None
+        (pool, self._pool), (far, self._far) = (self._pool, None), (self._far, None)
         layers, self.layers = self.layers, None
         leaving, self._leaving = self._leaving, []
 
         def end() -> None:
             """Wait for threads and processes, which may have a checkpoint to write."""
-            for thread in (slow, prompt):
+            until = time.monotonic() + LEAVE_SECONDS
+            for thread in (slow, prompt, far):
                 if thread is not None:
-                    thread.close()
+                    thread.close(max(0.0, until - time.monotonic()))
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
             session.end_work()
-            until = time.monotonic() + LEAVE_SECONDS
             for _, left in leaving:
                 left.join(max(0.0, until - time.monotonic()))
 
@@ -321,7 +326,7 @@ class Workbench:
         start = predicting.find_start(session, sample)
         self.sample_opening.emit(sample.id)
         read = partial(_read_sample, sample, prediction, session.store, start)
-        self.in_background(read, partial(self._show, self._opening))
+        self.in_background(read, partial(self._show, self._opening), is_far=is_remote(sample.path))
 
     def go_to(self, sample_id: str, place: tuple[int, ...] | None = None) -> None:
         """Bring a sample on screen, and then a pixel of it, (Y, X) or (Z, Y, X), into view.
@@ -386,16 +391,18 @@ class Workbench:
         return jobs
 
     def in_background(
-        self, work: Callable[[], Result], then: Callable[[Result], None]
+        self, work: Callable[[], Result], then: Callable[[Result], None], *, is_far: bool = False
     ) -> Future[Result]:
         """Do ``work`` on a reading thread and ``then`` on the main one.
 
-        What ``work`` raises is shown to the user.
+        What ``work`` raises is shown to the user. With ``is_far`` it asks a server, which may
+        never answer: nothing of this computer, nor closing the project, waits for that.
         """
-        if self._pool is None or self._bridge is None:
+        pool = self._far if is_far else self._pool
+        if pool is None or self._bridge is None:
             raise InputError("Open a project first.")
         bridge = self._bridge
-        future = self._pool.submit(work)
+        future = pool.submit(work)
 
         def hand_over(done: Future[Result]) -> None:
             if not done.cancelled():
@@ -405,22 +412,24 @@ class Workbench:
         return future
 
     def ask(
-        self, work: Callable[[], Result], then: Callable[[Future[Result]], None]
+        self, work: Callable[[CancelToken], Result], then: Callable[[Future[Result]], None]
     ) -> CancelToken:
         """Do ``work`` that may never end, as asking a server may, and ``then`` on the main thread.
 
-        Called off by what is returned, or once the project is closed, ``then`` is not called;
-        nobody waits for such work.
+        ``work`` is given what calls it off, which is also returned. Called off, or once the
+        project is closed, ``then`` is not called; nobody waits for such work.
         """
-        bridge, token, found = self._require_bridge(), CancelToken(), Future[Result]()
+        bridge, found = self._require_bridge(), Future[Result]()
 
         def hand_over(done: Future[None]) -> None:
             if (error := done.exception()) is not None:
                 found.set_exception(error)
-            bridge.call(lambda: None if token.is_canceled else then(found))
+            bridge.call(lambda: None if asking.token.is_canceled else then(found))
 
-        LoneThread(lambda _: found.set_result(work()), hand_over, "segdesk-asking")
-        return token
+        asking = LoneThread(
+            lambda token: found.set_result(work(token)), hand_over, "segdesk-asking"
+        )
+        return asking.token
 
     # The window ------------------------------------------------------------------
 

@@ -95,7 +95,7 @@ def test_the_same_file_is_added_once(session: Session, disc_files: Discs, tmp_pa
     twin.write_bytes(paths[0].read_bytes())
     added = add_images(session, [NewImage(p) for p in (*paths, twin)])
     assert [s.name for s in added.samples] == ["cell0.png", "cell1.png"]
-    assert "twin.png is the same file as cell0.png" in added.notes[0]
+    assert "twin.png is the same image as cell0.png" in added.notes[0]
     again = add_images(session, [NewImage(twin)])
     assert again.samples == []
     assert len(session.store.samples()) == 2

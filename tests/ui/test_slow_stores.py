@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import zarr
 from napari.utils.notifications import notification_manager
+from PIL import Image
 from pytestqt.qtbot import QtBot
 from qtpy.QtWidgets import QProgressDialog
 
@@ -25,7 +26,7 @@ from segdesk.io.pyramids import open_pyramid
 from segdesk.session.projects import NewImage, add_images
 from segdesk.ui.large import LargeImage
 from segdesk.ui.panels.project import ProjectPanel
-from segdesk.ui.workbench import Workbench
+from segdesk.ui.workbench import LEAVE_SECONDS, Workbench
 from slow_server import SlowServer, serving
 
 SIDE = 6144
@@ -263,11 +264,15 @@ def test_an_image_on_a_slow_server_is_added_while_the_window_goes_on(
 ) -> None:
     panel = project_panel(workbench, tmp_path)
     server.delay = 0.1
-    panel.add_from([f"{server.address}/{name}.zarr" for name in ("plain", "a")])
-    assert not names(workbench)
-    (dialog,) = panel.findChildren(QProgressDialog)
-    qtbot.waitUntil(dialog.isVisible)
-    qtbot.waitUntil(lambda: names(workbench) == ["plain.zarr", "a.zarr"], timeout=60_000)
+    with notification_manager:
+        said = len(notification_manager.records)
+        panel.add_from([f"{server.address}/{name}.zarr" for name in ("plain", "none", "a")])
+        assert not names(workbench)
+        (dialog,) = panel.findChildren(QProgressDialog)
+        qtbot.waitUntil(dialog.isVisible)
+        qtbot.waitUntil(lambda: names(workbench) == ["plain.zarr", "a.zarr"], timeout=60_000)
+        told = [str(r.message) for r in notification_manager.records[said:]]
+    assert any("none.zarr is not there" in sentence for sentence in told)
     server.delay = 0.0
     show(workbench, "a", qtbot)
     look(workbench, 3000, 3000, zoom=1)
@@ -310,3 +315,27 @@ def test_a_server_that_cannot_be_reached_is_named(
     assert not names(workbench)
     with pytest.raises(InputError, match="is no address of a server"):
         panel.add_from(["cells.zarr"])
+
+
+def test_a_server_that_does_not_answer_holds_up_no_other_image_nor_the_end(
+    workbench: Workbench, server: SlowServer, tmp_path: Path, qtbot: QtBot
+) -> None:
+    panel = project_panel(workbench, tmp_path)
+    panel.add_from([f"{server.address}/{name}.zarr" for name in ("plain", "a")])
+    Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(tmp_path / "near.png")
+    panel.add([tmp_path / "near.png"])
+    qtbot.waitUntil(lambda: len(names(workbench)) == 3, timeout=60_000)
+    workbench.close()
+    server.delay = 60.0
+    workbench.open_project(tmp_path / "p.segdesk")
+    asked = len(server.chunks)
+    for name in ("plain", "a"):  # as a click, and the list for its thumbnails
+        workbench.show_sample(name)
+    qtbot.waitUntil(lambda: len(server.chunks) > asked)
+    began = time.monotonic()
+    show(workbench, "near", qtbot)
+    assert time.monotonic() - began < server.delay / 3
+    began = time.monotonic()
+    workbench.close()
+    assert time.monotonic() - began < LEAVE_SECONDS + server.delay / 3
+    server.delay = 0.0

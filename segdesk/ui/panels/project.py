@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QModelIndex, QPoint, Qt
+from qtpy.QtCore import QEventLoop, QModelIndex, QPoint, Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -146,26 +146,36 @@ class ProjectPanel(Panel):
                 )
         if self._asking is not None:
             raise InputError("A server is being asked already; wait for it, or cancel that first.")
-        more = f" and {len(addresses) - 1} more" if addresses[1:] else ""
-        dialog = QProgressDialog(f"Asking for {addresses[0]}{more}…", "Cancel", 0, 0, self)
-        dialog.setMinimumDuration(300)
-        dialog.setValue(0)  # from here on it counts until it shows itself
 
-        def look() -> list[projects.NewImage]:
-            return [projects.NewImage(one, look=projects.look_at(one)) for one in addresses]
+        def look(token: CancelToken) -> tuple[list[projects.NewImage], list[str]]:
+            found, refused = [], []
+            for address in addresses:
+                token.check()
+                try:
+                    found.append(projects.NewImage(address, look=projects.look_at(address)))
+                except InputError as error:
+                    refused.append(error.message)
+            return found, refused
 
         @reporting()
-        def arrived(found: Future[list[projects.NewImage]]) -> None:
+        def arrived(asked: Future[tuple[list[projects.NewImage], list[str]]]) -> None:
             self._stop_asking()
-            self._add_new(found.result())
+            self._add_new(*asked.result())
 
-        self._asking = self._workbench.ask(look, arrived), dialog
+        token = self._workbench.ask(look, arrived)
+        name = self.fontMetrics().elidedText(addresses[0], Qt.TextElideMode.ElideMiddle, 400)
+        more = f" and {len(addresses) - 1} more" if addresses[1:] else ""
+        dialog = QProgressDialog(f"Asking for {name}{more}…", "Cancel", 0, 0, self)
+        dialog.setMinimumDuration(300)
+        dialog.setValue(0)  # from here on it counts until it shows itself
         dialog.canceled.connect(self._stop_asking)
+        self._asking = token, dialog
 
     def _stop_asking(self) -> None:
         if self._asking is not None:
             (token, dialog), self._asking = self._asking, None
             token.cancel()
+            dialog.hide()
             dialog.deleteLater()
 
     def add(self, paths: list[Path], masks: Path | None = None) -> projects.Added | None:
@@ -177,7 +187,9 @@ class ProjectPanel(Panel):
             else [projects.NewImage(path) for path in images]
         )
 
-    def _add_new(self, new: list[projects.NewImage]) -> projects.Added | None:
+    def _add_new(
+        self, new: list[projects.NewImage], refused: Sequence[str] = ()
+    ) -> projects.Added | None:
         session = self._workbench.session
         if session is None:
             return None
@@ -188,13 +200,15 @@ class ProjectPanel(Panel):
 
         def progress(done: int, _total: int) -> None:
             dialog.setValue(done)
-            QApplication.processEvents()
+            # No clicks: closing the project, for one, would take the store from under this.
+            QApplication.processEvents(QEventLoop.ProcessEventsFlag.ExcludeUserInputEvents)
 
         try:
             added = projects.add_images(session, new, skip_bad=True, progress=progress)
         finally:
             dialog.close()
             dialog.deleteLater()
+        added.refused[:0] = refused
         _tell(added)
         return added
 
@@ -221,10 +235,11 @@ class ProjectPanel(Panel):
         """Add the files and addresses dropped here."""
         urls = event.mimeData().urls()
         event.acceptProposedAction()
-        with reporting():
-            if paths := [Path(url.toLocalFile()) for url in urls if url.isLocalFile()]:
+        if paths := [Path(url.toLocalFile()) for url in urls if url.isLocalFile()]:
+            with reporting():
                 self.add(paths)
-            if addresses := [url.toString() for url in urls if not url.isLocalFile()]:
+        if addresses := [url.toString() for url in urls if not url.isLocalFile()]:
+            with reporting():
                 self.add_from(addresses)
 
     # How ---------------------------------------------------------------------
@@ -249,7 +264,9 @@ class ProjectPanel(Panel):
             return
         menu = QMenu(self)
         action = menu.addAction(f"Remove {sample.name} from the project")
-        action.setToolTip("Its file is left alone; its labels are kept in the folder “removed”.")
+        action.setToolTip(
+            "The image is left where it is; its labels are kept in the folder “removed”."
+        )
         menu.setToolTipsVisible(True)
         if menu.exec(self.list.viewport().mapToGlobal(position)) is action:
             self.remove(sample.id)
@@ -350,7 +367,9 @@ class ProjectPanel(Panel):
     def _ask_thumbnail(self, sample: Sample) -> None:
         with reporting():
             self._workbench.in_background(
-                partial(_thumbnail, sample.path), partial(self._take_thumbnail, sample.id)
+                partial(_thumbnail, sample.path),
+                partial(self._take_thumbnail, sample.id),
+                is_far=is_remote(sample.path),
             )
 
     def _take_thumbnail(self, sample_id: str, pixels: npt.NDArray[np.uint8] | None) -> None:
