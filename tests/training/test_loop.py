@@ -98,15 +98,19 @@ def test_a_recipe_moves_only_what_it_names(
     assert files(base) == held
 
 
-@pytest.mark.parametrize(("replay", "stays"), [(0.5, True), (0.0, False)])
+@pytest.mark.parametrize(
+    ("batch_size", "replay", "stays"), [(2, 0.5, True), (2, 0.0, False), (1, 0.5, False)]
+)
 @pytest.mark.parametrize("knows", [True, False])
 def test_statistics_stay_where_old_images_are_repeated_and_else_follow_the_new(
-    tmp_path: Path, train: Train, make_model: MakeModel, knows: bool, replay: float, stays: bool
-) -> None:
+    tmp_path: Path, train: Train, make_model: MakeModel, knows: bool, batch_size: int,
+    replay: float, stays: bool,
+) -> None:  # fmt: skip
     discs = [(np.full((40, 40), 90, np.uint8), np.ones((40, 40), np.uint8))] * 2
     base = make_model(tmp_path / "m", **({"rehearsal": discs} if knows else {}))
     before = load_file(base / "weights.safetensors")
-    moved = changed(before, train("r", base, splits="tt", replay=replay).weights())
+    moved = changed(before, train("r", base, splits="tt", replay=replay,
+                                  batch_size=batch_size).weights())  # fmt: skip
     assert any("running" in name for name in moved) is not (knows and stays)
 
 
