@@ -24,7 +24,7 @@ from torch import nn
 
 from segdesk import __version__
 from segdesk.config.inference import InferenceConfig
-from segdesk.config.training import KeepNorm, TrainingConfig
+from segdesk.config.training import TrainingConfig
 from segdesk.core.annotation import Supervision
 from segdesk.core.card import TrainingData
 from segdesk.core.classes import ClassMap
@@ -97,9 +97,8 @@ def write_rehearsal(samples: list[ManifestSample], data: Path, target: Path) -> 
 def train(folder: Path, manifest: RunManifest, steps: int) -> Path:
     """Do the run and return the folder of the model it made."""
     config = TrainingConfig(
-        steps=steps, batch_size=8, learning_rate=3e-3, averaging=0.995, weight_decay=0.01, clip=1.0,
-        freeze_norm=KeepNorm.NO,
-    )  # fmt: skip
+        steps=steps, batch_size=8, learning_rate=3e-3, averaging=0.995, weight_decay=0.01, clip=1.0
+    )
     folder.mkdir()
     (folder / "manifest.json").write_text(manifest.model_dump_json(), "utf-8")
     (folder / "config.json").write_text(config.model_dump_json(), "utf-8")

@@ -75,31 +75,6 @@ class Augmentation(StrEnum):
     FULL = "full"
 
 
-class KeepNorm(StrEnum):
-    """Whether normalisation keeps the statistics of the model it starts from."""
-
-    AUTO = "auto"
-    YES = "yes"
-    NO = "no"
-
-    @classmethod
-    def _missing_(cls, value: object) -> KeepNorm | None:
-        """Read true and false, which runs and scripts before *auto* hold."""
-        text = str(value).lower()
-        if text in ("true", "1", "on", "y", "t"):
-            return cls.YES
-        return cls.NO if text in ("false", "0", "off", "n", "f") else None
-
-
-#: When to keep the statistics, one line each.
-KEEP_NORM_HELP: dict[KeepNorm, str] = {
-    KeepNorm.AUTO: "Where images that the model learnt from are repeated; else they follow the "
-    "new images.",
-    KeepNorm.YES: "Always, for a few images of the kind the model knows.",
-    KeepNorm.NO: "Never: it forgets the old kind of image, even if that is repeated.",
-}
-
-
 class LossKind(StrEnum):
     """What the model is told to make small (see :mod:`segdesk.nn.losses`)."""
 
@@ -329,14 +304,12 @@ class TrainingConfig(Knobs):
         "more.",
         json_schema_extra={"unit": "px"},
     )
-    freeze_norm: KeepNorm = Field(
-        KeepNorm.AUTO,
+    freeze_norm: bool = Field(
+        False,
         title="Keep normalisation",
-        description="Keep the normalisation statistics of the model it starts from. "
-        + " ".join(f"{kind}: {text}" for kind, text in KEEP_NORM_HELP.items()),
-        json_schema_extra={
-            "choices": {str(kind): text for kind, text in KEEP_NORM_HELP.items()},
-        },
+        description="Keep the normalisation statistics of the model it starts from, for a few "
+        "images of the kind it knows. Of another kind little or nothing is learnt then. quick "
+        "always keeps them.",
     )
     augment: Augmentation = Field(
         Augmentation.FULL,
@@ -433,6 +406,12 @@ class TrainingConfig(Knobs):
         description="auto: half precision on graphics cards, single on processors, which take "
         "many times as long in float16.",
     )
+
+    @field_validator("freeze_norm", mode="before")
+    @classmethod
+    def _read_auto(cls, value: object) -> object:
+        """Read what runs hold that were made while there was a third choice."""
+        return False if value == "auto" else value
 
     @field_validator("same_classes")
     @classmethod

@@ -47,7 +47,7 @@ from segdesk.training.checkpoint import (
     set_random_state,
     snapshot,
 )
-from segdesk.training.dataset import CropSampler, Item, replayed_of
+from segdesk.training.dataset import CropSampler, Item
 from segdesk.training.devices import Team
 from segdesk.training.evaluate import Judge, predict_item
 from segdesk.training.feeds import CropFeed, Feed, few_threads
@@ -132,15 +132,7 @@ class FineTuning:
         self._network = place(self._model.network, self._team.device)
         self._predictor = Predictor(self._model, self._team.device)
         self._optimizer, self._schedule = make_optimizer(self._network, self._config)
-        self._keeps_norm = keeps_norm(
-            self._config,
-            is_new=self._start.base is None,
-            repeated=replayed_of(
-                self._team.share_of(self._config.batch_size),
-                self._config.replay,
-                has_old=bool(self._data.rehearsal),
-            ),
-        )
+        self._keeps_norm = keeps_norm(self._config, is_new=self._start.base is None)
         self._loss = self._make_loss()
         self._feed = self._make_feed()
         wrapped, optimizer = self._team.take(self._network, self._optimizer)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from segdesk.config.training import (
     QUICK_RATE,
     STANDARD_ENCODER_RATE,
-    KeepNorm,
     Optimizer,
     Recipe,
     Schedule,
@@ -84,35 +83,25 @@ def _factor_of(config: TrainingConfig) -> Any:
     return factor
 
 
-def keeps_norm(config: TrainingConfig, *, is_new: bool, repeated: int) -> bool:
+def keeps_norm(config: TrainingConfig, *, is_new: bool) -> bool:
     """Whether normalisation keeps the statistics it starts with.
 
-    Old and new images in one batch have the statistics of neither. New ones alone have
-    theirs, and with those of another kind nothing may be learnt: 20 polyps from a model
-    of nuclei, Dice 0.00 in 200 steps, and 0.33 with their own.
+    Images of another kind have others, and with the old ones nothing may be learnt of them:
+    20 polyps from a model of nuclei, Dice 0.00 in 200 steps, and 0.33 with their own. What
+    the model knew is kept by repeating it, not by them (docs/benchmarks.md).
 
     Parameters
     ----------
     is_new
         The model starts from random weights.
-    repeated
-        How many crops of a batch come from images that the model learnt from.
     """
     if config.recipe is Recipe.QUICK:
         return True  # its head standardises by what was measured on all that it learns from
-    if is_new:
-        return False
-    if config.freeze_norm is KeepNorm.AUTO:
-        return repeated > 0
-    return config.freeze_norm is KeepNorm.YES
+    return config.freeze_norm and not is_new
 
 
 def set_training_mode(network: nn.Module, recipe: Recipe, *, freeze_norm: bool) -> None:
-    """Put what learns into training mode.
-
-    Two kinds of image in one batch have statistics of neither. With normalisation
-    frozen, what the model knew stays: 0.83 instead of 0.77 on the old kind.
-    """
+    """Put what learns into training mode, but for normalisation that keeps its statistics."""
     network.eval()
     for part in learning_parts(network, recipe).values():
         part.train()

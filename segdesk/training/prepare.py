@@ -29,7 +29,7 @@ from segdesk.nn.device import pick_device, place
 from segdesk.nn.losses import make_loss
 from segdesk.nn.weights import seed_everything
 from segdesk.training.augment import Augmenter
-from segdesk.training.dataset import CropSampler, Item, pixel_weights, replayed_of, stack
+from segdesk.training.dataset import CropSampler, Item, pixel_weights, stack
 from segdesk.training.feeds import CropFeed, Feed, few_threads
 from segdesk.training.optimizing import keeps_norm, make_optimizer, set_training_mode
 from segdesk.training.preview import colour_image, with_labels, write_png
@@ -142,24 +142,23 @@ def _time_full(order: EstimateOrder, token: CancelToken) -> tuple[float, int]:
     )
     feed = CropFeed.of(start.model, device, sampler, config)
     peak = _Peak(device)
-    repeated = replayed_of(config.batch_size, config.replay, has_old=_count_known(order) > 0)
-    freeze = keeps_norm(config, is_new=False, repeated=repeated)
-    seconds = _step_seconds(network, optimizer, feed, config, peak, token, freeze)
+    seconds = _step_seconds(network, optimizer, feed, config, peak, token)
     judging = _judge_seconds(network, item, config, order, token)
     return FIXED_SECONDS + config.steps * seconds + judging, peak.bytes
 
 
 def _step_seconds(
     network: Any, optimizer: Any, feed: Feed, config: TrainingConfig, peak: _Peak,
-    token: CancelToken, freeze_norm: bool,
+    token: CancelToken,
 ) -> float:  # fmt: skip
     """Return what a step takes; the first of two also allocates, and picks kernels."""
     loss, seconds = make_loss(config), 0.0
+    freeze = keeps_norm(config, is_new=False)
     with few_threads(feed.is_light):
         for _ in range(2):
             token.check()
             began = time.perf_counter()
-            set_training_mode(network, config.recipe, freeze_norm=freeze_norm)
+            set_training_mode(network, config.recipe, freeze_norm=freeze)
             batch = feed.draw()
             for turn in range(feed.turns):
                 optimizer.zero_grad(set_to_none=True)
@@ -218,8 +217,7 @@ def _time_quick(
         )
         per_pixel = (time.perf_counter() - began) / item.labels.size
     optimizer, _ = make_optimizer(network, config)
-    freeze = keeps_norm(config, is_new=False, repeated=0)
-    seconds = _step_seconds(network, optimizer, feed, config, peak, token, freeze)
+    seconds = _step_seconds(network, optimizer, feed, config, peak, token)
     pixels = min(MOST_PIXELS, sum(height * width for height, width in images))
     judging = _judge_seconds(network, item, config, order, token)
     total = pixels * per_pixel + config.quick_steps * seconds + judging

@@ -104,13 +104,3 @@ def test_ten_recent_projects_are_kept_newest_first() -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"recent": 3}', '{"from the future": 1}'])
 def test_damaged_settings_do_not_keep_the_app_from_starting(text: str) -> None:
     assert AppSettings.parse(text) == AppSettings()
-
-
-@pytest.mark.parametrize(
-    ("given", "kept"), [("true", "yes"), ("false", "no"), ("0", "no"), ("auto", "auto")]
-)
-def test_keep_normalisation_reads_what_it_was_before_there_was_auto(given: str, kept: str) -> None:
-    assert TrainingConfig.from_user({"freeze_norm": given}).freeze_norm == kept
-    if given in ("true", "false"):  # as configs of older runs hold it
-        old = TrainingConfig.model_validate_json(f'{{"freeze_norm": {given}}}')
-        assert old.freeze_norm == kept

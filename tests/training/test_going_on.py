@@ -331,7 +331,7 @@ def test_short_of_memory_a_batch_is_computed_in_parts(
     settings = {
         "size": 512, "crop_size": 512, "batch_size": 8, "steps": 2, "splits": "t",
         # Statistics that follow the images are of each part, and the same only where they stay.
-        "loss": "cross_entropy", "augment": "none", "freeze_norm": "yes",
+        "loss": "cross_entropy", "augment": "none", "freeze_norm": True,
     }  # fmt: skip
     ample = train_in_little(new_run("ample", base, **settings), 20_000)
     tight = train_in_little(new_run("tight", base, **settings), 420)

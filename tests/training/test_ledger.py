@@ -167,7 +167,7 @@ def test_a_run_that_diverges_keeps_its_last_good_weights(
     done = train(
         "r", base, steps=400, optimizer="sgd", momentum=0.99, learning_rate=1.0, clip=1e6,
         loss="focal", focal_gamma=0, augment="none", evaluate_every=1000, schedule="constant",
-        warm_up=0.0, foreground_weight=100, freeze_norm="yes",
+        warm_up=0.0, foreground_weight=100, freeze_norm=True,
     )  # fmt: skip
     assert done.end.state is RunState.FAILED
     assert not done.end.is_input

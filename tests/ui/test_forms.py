@@ -52,7 +52,7 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "tversky_beta": 0.3,
         "border_weight": 2.5,
         "border_sigma": 12.0,
-        "freeze_norm": "no",
+        "freeze_norm": True,
         "augment": "none",
         "elastic": 0.35,
         "blur": 0.15,
