@@ -4,7 +4,7 @@
     python tests/benchmarks/training.py --quick
     xvfb-run -a -s "-screen 0 1600x1000x24" python tests/benchmarks/training.py --window
     python tests/benchmarks/training.py --plain nuclei|kvasir|camvid --data DIR [--steps 200]
-        [--model FOLDER] [--first 8] [--recipes plain full ...] [--set KEY=VALUE ...]
+        [--model FOLDER] [--first 8] [--seed 0] [--recipes plain full ...] [--set KEY=VALUE ...]
 
 ``--loop``: steps per second of a whole run (crops, augmentation, averaging, events, journal)
 against a bare torch loop with the same model, batch and loss on data already in memory, in
@@ -160,7 +160,6 @@ def plain_fine_tune(
     model: LoadedModel, images: Sequence[Labelled], steps: int, side: int
 ) -> tuple[nn.Module, float]:
     """All weights, no replay, no schedule: what most scripts do; returns the seconds too."""
-    torch.manual_seed(0)
     rng = np.random.default_rng(0)
     pairs = in_memory(images, model)
     network = model.network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -257,11 +256,13 @@ def compare_with_plain(arguments: argparse.Namespace) -> None:
     settings = dict(setting.split("=", 1) for setting in arguments.set)
     for recipe in arguments.recipes:
         if recipe == PLAIN:
+            torch.manual_seed(arguments.seed)  # outputs of new classes begin at random
             model = plain_start(classes, folder)
             _, seconds = plain_fine_tune(model, learn, steps, SIDE)
             report(name, PLAIN, seconds, model, unseen, known)
             continue
-        chosen = {"recipe": recipe, "steps": steps, "device": "cpu", **settings}
+        chosen = {"recipe": recipe, "steps": steps, "device": "cpu", "seed": arguments.seed}
+        chosen |= settings
         config = TrainingConfig.from_user(chosen)
         with tempfile.TemporaryDirectory() as work:
             began = time.perf_counter()
@@ -451,6 +452,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=[PLAIN, "quick", "standard", "full"])
     parser.add_argument("--model", type=Path)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     keep_freed_memory()  # as the process of a run does; plain torch is given the same here
