@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 
 from segdesk.core.errors import SegDeskError
 from segdesk.core.prediction import Prediction
@@ -45,6 +44,8 @@ class PredictedMap:
         self._file = prediction.folder / f"{name}.zarr"
         self.shape = shape
         if self._file.is_dir():
+            import zarr  # takes half a second, and few need it
+
             try:
                 self._array: Any = zarr.open_array(str(self._file), mode="r")
             except DECODE_ERRORS as error:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import zarr
-from zarr.codecs import BloscCodec
 
 from segdesk.core.address import Address, is_remote, local_path
 from segdesk.core.errors import SegDeskError
@@ -23,6 +21,7 @@ from segdesk.io.sources import open_source
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import zarr
 
     Pixels = npt.NDArray[Any]
 
@@ -175,6 +174,8 @@ class Pyramid:
         return [level for level in self._levels if level.kept is not None]
 
     def _open_kept(self, folder: Path) -> None:
+        import zarr  # takes half a second, and few need it
+
         arrays = [zarr.open_array(str(folder / str(level.kept)), mode="r+") for level in self._kept]
         if [array.shape[:-1] for array in arrays] != [level.shape for level in self._kept]:
             raise ValueError("made for another image")
@@ -185,6 +186,9 @@ class Pyramid:
             self._open_kept(beside)
             self._done[:] = np.load(beside / "done.npy")
         except (OSError, ValueError, KeyError):
+            import zarr
+            from zarr.codecs import BloscCodec
+
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
             dtype = source.read(0, slice(0, 1), slice(0, 1)).dtype
