@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -95,6 +94,8 @@ def find_regions(
     z
         Number of the plane, for the result.
     """
+    from scipy.ndimage import gaussian_filter  # slow to import, and the window starts without
+
     shape = uncertainty.shape
     cell = max(1, min(CELL, side // 4, *shape))
     cells = _cell_means(uncertainty, cell)
