@@ -58,6 +58,13 @@ def is_gone(address: Address) -> bool:
     return not is_remote(address) and not local_path(address).exists()
 
 
+def put_back(address: Address) -> str:
+    """Return what to do about an image that is not what it was, as words within a sentence."""
+    if is_remote(address):
+        return "put the old image back at its address"
+    return "put the old file back"
+
+
 def _read(value: object) -> Address:
     if not isinstance(value, str | Path):
         raise ValueError("this is neither a path nor an address")

@@ -431,7 +431,7 @@ def guarded(name: str, path: Path | None) -> Guard:
             is_disk = isinstance(error, OSError) and error.errno is not None
             if is_disk or path is None:
                 raise InputError(
-                    f"{name}{place} cannot be read ({type(error).__name__}: {_line(error)}); "
+                    f"{name}{place} cannot be read ({_reason(error)}); "
                     "check the disk or the connection and try again."
                 ) from error
             raise InputError(
@@ -442,6 +442,7 @@ def guarded(name: str, path: Path | None) -> Guard:
     return guard
 
 
-def _line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return text.strip().split("\n")[0].rstrip(".")
+    line = text.strip().split("\n")[0].rstrip(".")  # asyncio's TimeoutError says nothing
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

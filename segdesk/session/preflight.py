@@ -12,6 +12,7 @@ from typing import Final
 from safetensors import SafetensorError, safe_open
 
 from segdesk.config.training import TrainingConfig
+from segdesk.core.address import put_back
 from segdesk.core.annotation import Annotation
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.finding import Finding, FindingKind, Severity
@@ -188,8 +189,8 @@ def _add_changed(scene: _Scene, subject: _Subject, image: ImageFacts) -> None:
     scene.add(
         FindingKind.IMAGE,
         Severity.STOP,
-        f"{sample.name} {what}, so its labels may not fit any more; put the old file back, or take "
-        "the image out of the project with 'segdesk remove' and add it anew.",
+        f"{sample.name} {what}, so its labels may not fit any more; {put_back(sample.path)}, or "
+        "take the image out of the project with 'segdesk remove' and add it anew.",
         sample,
     )
 

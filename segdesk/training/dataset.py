@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segdesk.core.address import name_of
+from segdesk.core.address import name_of, put_back
 from segdesk.core.annotation import Supervision
 from segdesk.core.card import ModelCard
 from segdesk.core.classes import UNLABELLED
@@ -74,8 +74,8 @@ def load_sample(sample: ManifestSample, card: ModelCard, corrected_weight: float
     labels, supervision = read_labels(sample.labels)
     if image.data.shape[: labels.ndim] != labels.shape:
         raise InputError(
-            f"{name_of(sample.image)} has changed its size since it was labelled; put the old file "
-            "back, or take the image out of the project with 'segdesk remove'."
+            f"{name_of(sample.image)} has changed its size since it was labelled; "
+            f"{put_back(sample.image)}, or take the image out of the project with 'segdesk remove'."
         )
     if labels.ndim == 2:
         labels, supervision = labels[None], supervision[None]

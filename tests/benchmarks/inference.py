@@ -387,6 +387,7 @@ def window(side: int, rounds: int) -> dict[str, Any]:
     from segdesk.session import predicting
     from segdesk.session.projects import NewImage, add_images
     from segdesk.session.session import Session
+    from segdesk.ui.label_window import COARSEST_PAINTED
 
     loop = Lateness()
     found: dict[str, dict[str, list[Any]]] = {
@@ -406,6 +407,9 @@ def window(side: int, rounds: int) -> dict[str, Any]:
         assert opened is not None
         desktop.workbench.show_sample(opened.store.samples()[0].id)
         loop.settle(20)
+        camera = desktop.viewer.camera  # as far away as strokes are taken
+        camera.zoom = max(camera.zoom, 1.2 / COARSEST_PAINTED)
+        loop.settle(2)
         canvas = desktop.main.findChild(QOpenGLWidget)
         for state in list(found) * rounds:
             jobs: list[str] = []

@@ -16,7 +16,7 @@ import tifffile
 import zarr
 
 from segdesk.core.errors import InputError
-from segdesk.io.boxes import ChunkedImage
+from segdesk.io.boxes import ChunkedImage, guarded
 from segdesk.io.images import read_image
 from segdesk.io.sources import (
     ImageSource,
@@ -30,6 +30,12 @@ from slow_server import serving
 
 RNG = np.random.default_rng(3)
 Pixels = npt.NDArray[Any]
+
+
+def test_a_server_that_says_nothing_leaves_no_empty_words() -> None:
+    said = r"far\.zarr cannot be read \(TimeoutError\); check"
+    with pytest.raises(InputError, match=said), guarded("far.zarr", None)(""):
+        raise TimeoutError
 
 
 def random(dtype: str, *shape: int) -> Pixels:
