@@ -407,11 +407,12 @@ def window(side: int, rounds: int) -> dict[str, Any]:
         assert opened is not None
         desktop.workbench.show_sample(opened.store.samples()[0].id)
         loop.settle(20)
-        camera = desktop.viewer.camera  # as far away as strokes are taken
+        camera = desktop.viewer.scene.camera  # as far away as strokes are taken
         camera.zoom = max(camera.zoom, 1.2 / COARSEST_PAINTED)
         loop.settle(2)
         canvas = desktop.main.findChild(QOpenGLWidget)
-        for state in list(found) * rounds:
+        strokes = 0
+        for turn, state in enumerate(list(found) * rounds):
             jobs: list[str] = []
             beside: list[subprocess.Popen[bytes]] = []
             if state == "busy":
@@ -432,13 +433,20 @@ def window(side: int, rounds: int) -> dict[str, Any]:
             loop.begin()
             loop.run(8)
             now["late_ms"].append(loop.end())
-            now["stroke_ms"] += [paint(desktop, canvas, loop, at) for at in range(-4, 5)]
+            # Always another class than before, so that every stroke has something to change.
+            spent = [paint(desktop, canvas, loop, at, turn % 2) for at in range(-4, 5)]
+            now["stroke_ms"] += spent
+            strokes += len(spent)
             for process in beside:
                 process.kill()
             if jobs:
                 assert opened.jobs, "the engine had ended before; take a larger --side"
                 opened.backend.cancel(jobs[0])
                 loop.settle(5)
+        correction = desktop.workbench.current_correction
+        assert correction is not None
+        taken = sum(correction.undo() is not None for _ in range(strokes))
+        assert taken == strokes, f"{taken} of {strokes} strokes were taken"
         desktop.main.close()
         loop.settle(1)
     return {
@@ -456,14 +464,14 @@ def opened_engine() -> int:
     return next(c.pid for c in children if "segdesk.inference" in c.cmdline())
 
 
-def paint(desktop: Any, canvas: Any, loop: Any, at: int) -> float:
+def paint(desktop: Any, canvas: Any, loop: Any, at: int, value: int) -> float:
     """Drag the brush over the image; return how many ms a move took, on average."""
     from qtpy.QtCore import QPoint, Qt
     from qtpy.QtTest import QTest
 
     labels = desktop.viewer.layers["Labels"]
     desktop.viewer.layers.selection.active = labels
-    labels.selected_label, labels.brush_size, labels.mode = 1, 9, "paint"
+    labels.selected_label, labels.brush_size, labels.mode = value, 9, "paint"
     middle = canvas.rect().center() + QPoint(0, 20 * at)
     button, none = Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
     QTest.mousePress(canvas, button, none, middle - QPoint(60, 0))
