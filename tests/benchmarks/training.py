@@ -235,7 +235,7 @@ def load_case(
         return NUCLEI, learn, unseen, [one for one in val if is_fluorescence(one)]
     if name == "kvasir":
         train = read_pairs(data / "train", as_binary, 20)
-        return ("background", "polyp"), train, read_pairs(data / "val", as_binary, 60), []
+        return ("background", "polyp"), train, read_pairs(data / "val", as_binary, 100), []
     names = (
         "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car",
         "pedestrian", "bicyclist",

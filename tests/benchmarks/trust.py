@@ -2,18 +2,22 @@
 
     python tests/benchmarks/trust.py kvasir224|em_membrane --data FOLDER --work FOLDER
         [--architecture NAME] [--set KEY=VALUE ...]
+    python tests/benchmarks/trust.py fluorescence|stained --data FOLDER --work FOLDER
+        [--ensemble MODEL]
 
 Makes a project of the training images, trains a small model on it with ``segdesk train``,
 and judges it with ``segdesk trust`` and ``segdesk predict`` on images that it has never
 seen: ``kvasir224/val``, or the last five slices of ``em_membrane``. A folder in which a
 model was trained already is judged again only. The architecture must have an option
-``dropout``, for one of the kinds.
+``dropout``, for one of the kinds. Of nuclei the shipped model is judged, on the fluorescence
+or the stained images of ``nuclei/val``; ``--ensemble`` names another to ask as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,9 +27,13 @@ from typing import Any
 import numpy as np
 import tifffile
 from PIL import Image
+from training import as_binary, is_fluorescence, is_stained, read_pairs
 
 KINDS = ("margin", "entropy", "dropout", "augmentation")
 CLASSES = {"kvasir224": "polyp", "em_membrane": "interior"}
+#: Kinds of nuclei, and how they are told apart.
+NUCLEI = {"fluorescence": is_fluorescence, "stained": is_stained}
+SHIPPED = "nuclei-unet"
 UNSEEN_SLICES = 5
 
 
@@ -37,6 +45,14 @@ def segdesk(*arguments: object) -> str:
 
 def split(name: str, data: Path, work: Path) -> tuple[Path, Path]:
     """Return the folders of training and unseen images, each with ``images`` and ``masks``."""
+    if name in NUCLEI:
+        val = data / "nuclei" / "val"
+        for one in filter(NUCLEI[name], read_pairs(val, as_binary, None)):
+            (mask,) = (val / "masks").glob(f"{one.image.stem}.*")
+            for part, file in (("images", one.image), ("masks", mask)):
+                (work / "val" / part).mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, work / "val" / part)
+        return data / "nuclei" / "train", work / "val"
     if name == "kvasir224":
         return data / name / "train", data / name / "val"
     folders = work / "train", work / "val"
@@ -83,12 +99,13 @@ def findings(unsure: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any]) -> dict[
     }
 
 
-def judge(kind: str, model: str, unseen: Path, work: Path) -> dict[str, float]:
+def judge(kind: str, model: str, unseen: Path, work: Path, *more: str) -> dict[str, float]:
     """Predict all unseen images with a kind of uncertainty, and compare with their masks."""
     out = work / kind
+    settings = (f"uncertainty={kind}", *more)
     segdesk(
         "predict", unseen / "images", "--model", model, "--out", out,
-        "--set", f"uncertainty={kind}",
+        *(part for setting in settings for part in ("--set", setting)),
     )  # fmt: skip
     unsure, wrong = [], []
     for image in sorted((unseen / "images").iterdir()):
@@ -103,11 +120,12 @@ def judge(kind: str, model: str, unseen: Path, work: Path) -> dict[str, float]:
 def main() -> None:
     """Train, judge, and print all as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=CLASSES)
+    parser.add_argument("name", choices=(*CLASSES, *NUCLEI))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--architecture", default="unet")
+    parser.add_argument("--ensemble", metavar="MODEL")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     name, work = arguments.name, arguments.work
@@ -115,7 +133,7 @@ def main() -> None:
     folder, unseen = split(name, arguments.data, work)
     settings = [f"steps={arguments.steps}", *arguments.set]
     how = ["--new", arguments.architecture, *(p for s in settings for p in ("--set", s))]
-    model = train(name, folder, work, how)
+    model = SHIPPED if name in NUCLEI else train(name, folder, work, how)
     places = ("--images", unseen / "images", "--masks", unseen / "masks")
     trust = json.loads(segdesk("trust", "--model", model, *places, "--json"))
     score = json.loads(segdesk("evaluate", "--model", model, *places, "--json"))
@@ -133,6 +151,9 @@ def main() -> None:
         "right_near_half": round(trust["band"]["right"], 3),
         "kinds": {kind: judge(kind, model, unseen, work) for kind in KINDS},
     }
+    if arguments.ensemble:
+        others = f"companions={arguments.ensemble}"
+        found["kinds"]["ensemble"] = judge("ensemble", model, unseen, work, others)
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
 
 
