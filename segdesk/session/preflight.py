@@ -371,13 +371,13 @@ def _check_masks(scene: _Scene) -> None:
             one = len(slips) == 1
             number = "a tiny piece" if one else f"{len(slips)} tiny pieces"
             slip = "looks like a slip" if one else "look like slips"
-            pixels = max(p.pixels for p in slips)
+            most = max(p.pixels for p in slips)
+            size = f"{'' if one else 'at most '}{most} pixel{'' if most == 1 else 's'}"
             scene.add(
                 FindingKind.ISLANDS,
                 Severity.WARN,
-                f"{subject.sample.name} has {number} of {_list(kinds)} (at most {pixels} pixels), "
-                f"which {slip} of the brush; remove {'it if it is' if one else 'them if they are'}"
-                ".",
+                f"{subject.sample.name} has {number} of {_list(kinds)} ({size}), which "
+                f"{slip} of the brush; remove {'it if it is' if one else 'them if they are'}.",
                 subject.sample,
                 slips[0].place,
             )

@@ -199,7 +199,7 @@ def test_slips_of_the_brush_and_empty_masks_are_found(
     assert found[FindingKind.ISLANDS].sample == "cell1"
     assert found[FindingKind.ISLANDS].place == (2, 3)
     assert (
-        "a tiny piece of nucleus (at most 2 pixels), which looks like a slip"
+        "a tiny piece of nucleus (2 pixels), which looks like a slip"
         in found[FindingKind.ISLANDS].text
     )
     assert found[FindingKind.EMPTY_MASK].sample == "cell2"
