@@ -86,6 +86,8 @@ def add(
 
 
 def _tell(count: int, held: int) -> str:
+    if count == 0:
+        return "Added no image."
     if count == 1:
         return f"Added 1 image, {'held' if held else 'not held'} back to check models."
     return f"Added {count} images, {held} of them held back to check models."

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from segdesk.cli.check import check_first, check_only
-from segdesk.cli.console import meter, show, show_json
+from segdesk.cli.console import meter, say, show, show_json
 from segdesk.cli.estimates import tell_estimates
 from segdesk.cli.labelled import labelled
 from segdesk.cli.replay import replay_round
@@ -16,7 +16,7 @@ from segdesk.cli.running import follow_run
 from segdesk.config.inference import InferenceConfig
 from segdesk.config.knobs import parse_assignments
 from segdesk.config.model import NewModelConfig
-from segdesk.config.training import TrainingConfig
+from segdesk.config.training import Recipe, TrainingConfig
 from segdesk.core.errors import InputError, SegDeskError
 from segdesk.core.run import Run, RunState
 from segdesk.core.verdict import judge
@@ -49,7 +49,7 @@ def train(
         "encoder_weights (a file, or download), or one of the architecture's own.",
     ),
     recipe: str | None = typer.Option(
-        None, "--recipe", help="quick, standard, full, scratch, decoder or head."
+        None, "--recipe", help="quick, standard, full (or all), scratch, decoder or head."
     ),
     settings: list[str] = typer.Option(
         [], "--set", help="Any setting, as name=value: 'segdesk settings train' lists them."
@@ -85,6 +85,9 @@ def train(
     values: dict[str, Any] = parse_assignments(settings)
     chosen = {"recipe": recipe, "devices": devices, "nodes": nodes}
     config = TrainingConfig.from_user(values | {k: v for k, v in chosen.items() if v is not None})
+    if config.recipe is Recipe.QUICK and "steps" in values:
+        say(f"The recipe quick takes its own number of steps, quick_steps={config.quick_steps}; "
+            "steps is for the others.")  # fmt: skip
     untrained = _new_model(new, model, parse_assignments(options))
     if check:
         check_only(project, config, model, untrained, as_json=as_json)

@@ -68,9 +68,11 @@ class Mixed(StrEnum):
 
 
 class Augmentation(StrEnum):
-    """How crops are varied."""
+    """How crops are varied; *auto* is settled when the images are known."""
 
+    AUTO = "auto"
     NONE = "none"
+    UPRIGHT = "upright"
     FLIPS = "flips"
     FULL = "full"
 
@@ -312,10 +314,12 @@ class TrainingConfig(Knobs):
         "always keeps them.",
     )
     augment: Augmentation = Field(
-        Augmentation.FULL,
+        Augmentation.AUTO,
         title="Augment",
         description="flips: mirror and turn the crops by 90 degrees; full: also turn and scale "
-        "them freely, and vary contrast and colour.",
+        "them freely, and vary contrast and colour; upright: the same for images with an up and "
+        "a down, never upside down; auto: upright where one class lies above another in all of "
+        "many images, else full.",
     )
     elastic: float = Field(
         0.0,

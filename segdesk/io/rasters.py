@@ -41,6 +41,9 @@ PLUGINS: Final[dict[bytes, type[ImageFile]]] = {
     b"BM": BmpImageFile,
 }
 
+#: The last chunk of every PNG, with its checksum.
+PNG_END: Final = b"IEND\xae\x42\x60\x82"
+
 #: What decoders raise on damaged bytes.
 DECODE_ERRORS: Final = (
     tifffile.TiffFileError,
@@ -144,6 +147,9 @@ def _read_picture(path: Path, start: bytes) -> Raster:
     plugin = _plugin(path, start)
     with explain_os_errors(path, reading=True):
         content = path.read_bytes()
+    # Pillow takes a PNG whose pixels happen to be there although its end is cut off.
+    if plugin is PngImageFile and PNG_END not in content:
+        raise EOFError("the last chunk is missing")
     depth, kind = (start[24], start[25]) if plugin is PngImageFile else (8, 0)
     if depth == 16 and kind != 0:
         return _read_deep_png(content, kind)

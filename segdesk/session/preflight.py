@@ -426,6 +426,13 @@ def _check_validation(scene: _Scene) -> None:
             "None of the images held back for validation is labelled, so no score can be given; "
             "label those that are marked “held back”.",
         )
+    elif not any(counts[1:].any() for counts in (s.labels.counts for s in judged if s.labels)):
+        scene.add(
+            FindingKind.NO_VALIDATION,
+            Severity.WARN,
+            f"In the images held back nothing but {scene.store.classes.names[0]} is labelled, so "
+            "their Dice would say nothing; label more of those that are marked “held back”.",
+        )
     elif len(judged) < FEWEST_IMAGES:
         number = f"{len(judged)} image{' is' if len(judged) == 1 else 's are'}"
         scene.add(

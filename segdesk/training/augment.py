@@ -24,7 +24,8 @@ class Augmenter:
     ----------
     config
         ``augment``: ``flips`` changes no value, ``full`` also turns and scales freely and
-        varies grey values. ``elastic``, ``blur`` and ``noise`` are shares of the crops
+        varies grey values, ``upright`` mirrors left and right only and turns a little;
+        ``auto`` is ``full`` here. ``elastic``, ``blur`` and ``noise`` are shares of the crops
         that are bent, blurred and made noisy.
     """
 
@@ -33,13 +34,16 @@ class Augmenter:
         from torchvision import tv_tensors
 
         self._tv = tv_tensors
-        self._is_full = config.augment is Augmentation.FULL
+        self._is_upright = config.augment is Augmentation.UPRIGHT
+        self._varies_values = config.augment is not Augmentation.FLIPS
         self._noise = config.noise
-        moves = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+        moves = [v2.RandomHorizontalFlip()]
+        if not self._is_upright:
+            moves.append(v2.RandomVerticalFlip())
         outside = {tv_tensors.Image: 0.0, tv_tensors.Mask: 0.0}
-        if self._is_full:
+        if self._varies_values:
             affine = v2.RandomAffine(
-                degrees=45,
+                degrees=10 if self._is_upright else 45,
                 scale=(0.8, 1.25),
                 interpolation=v2.InterpolationMode.BILINEAR,
                 fill=outside,
@@ -57,7 +61,7 @@ class Augmenter:
         """Return a batch with each crop varied on its own."""
         images, labels, weights = [], [], []
         for image, label, weight in zip(batch.image, batch.labels, batch.weights, strict=True):
-            turns = int(torch.randint(4, (1,)))
+            turns = 0 if self._is_upright else int(torch.randint(4, (1,)))
             planes = torch.stack((label.float(), weight)).rot90(turns, (1, 2))
             image = image.rot90(turns, (1, 2))
             moved, mask = self._geometry(self._tv.Image(image), self._tv.Mask(planes))
@@ -68,7 +72,7 @@ class Augmenter:
         return Batch(torch.stack(images), torch.stack(labels), torch.stack(weights))
 
     def _vary_values(self, image: Tensor) -> Tensor:
-        if self._is_full:
+        if self._varies_values:
             image = vary_grey(image)
         if self._blur is not None:
             image = self._blur(image)

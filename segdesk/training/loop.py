@@ -63,6 +63,7 @@ from segdesk.training.preview import write_preview
 from segdesk.training.quick import feature_feed
 from segdesk.training.settings import require_crop
 from segdesk.training.start import RunData, load_data, load_start
+from segdesk.training.upright import choose_augmentation
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -177,7 +178,12 @@ class FineTuning:
             replay=config.replay,
             generator=self._generator,
         )
-        return CropFeed.of(self._model, self._team.device, sampler, config)
+        # Of the user's images alone: what the model knew before may be of another kind.
+        augment, words = choose_augmentation(config.augment, data.train, self._model.card.classes)
+        if words:
+            self._say(words)
+        settled = config.model_copy(update={"augment": augment})
+        return CropFeed.of(self._model, self._team.device, sampler, settled)
 
     def _make_loss(self) -> Loss:
         if self._config.class_weights is ClassWeights.NONE:

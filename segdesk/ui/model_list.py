@@ -54,6 +54,8 @@ def model_rows(
             verdict = verdict_of(run)
             dice, said = (run.after or {}).get("dice"), str(verdict.judgement)
             tip = tip.replace("</qt>", f"<br>{verdict.text}</qt>")
+        if entry.name == used:
+            tip = tip.replace("</qt>", "<br>This is the model in use.</qt>")
         score = f"Dice {dice:.3f}" if dice is not None else "not scored"
         text = f"{score}, {said}" if said else score
         rows.append(ModelRow(entry.name, text, tip, entry.name == used))

@@ -128,8 +128,9 @@ def run_words(run: Run) -> str:
     reason = run.reason.strip()
     if reason and not reason.endswith((".", "!", "?")):
         reason += "."
-    log = f"The log: {run.folder / 'log.txt'}"
-    return {
+    path = run.folder / "log.txt"
+    log = "" if str(path) in reason else f"The log: {path}"
+    words = {
         RunState.QUEUED: "Waiting to start…",
         RunState.RUNNING: f"Fine-tuning {run.base_model} into {run.new_model}… You can go on "
         "painting meanwhile.",
@@ -139,6 +140,7 @@ def run_words(run: Run) -> str:
         RunState.FAILED: f"{_after('Fine-tuning failed', reason)} {unchanged} {log}",
         RunState.CRASHED: f"Fine-tuning ended unexpectedly: {reason} {unchanged} {log}",
     }[run.state]
+    return words.rstrip()
 
 
 def time_words(seconds: float) -> str:

@@ -150,7 +150,7 @@ def test_add_says_how_masks_were_read(
     again = segdesk("add", tmp_path / "q", tmp_path / "images")
     assert again.code == 0
     assert "is in the project already" in again.err
-    assert "Added 0 images" in again.out
+    assert "Added no image." in again.out
     segdesk("new", tmp_path / "one", "--classes", "background,nucleus")
     alone = segdesk("add", tmp_path / "one", tmp_path / "images" / "cell0.png")
     assert alone.out.strip() == "Added 1 image, not held back to check models."

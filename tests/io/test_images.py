@@ -181,7 +181,7 @@ def test_a_cut_file_raises_or_is_whole(tmp_path: Path, name: str) -> None:
             raised += 1
         else:  # only the bytes after the last pixel are gone
             np.testing.assert_array_equal(image.data, whole.data)
-    assert raised >= len(cuts) - 2
+    assert raised >= len(cuts) - (0 if name == "a.png" else 2)
 
 
 def test_a_picture_above_pillows_limit_is_read(tmp_path: Path, monkeypatch: Any) -> None:

@@ -241,6 +241,19 @@ def test_too_little_to_learn_from_is_said(
     assert untrained[FindingKind.ONE_CLASS].severity is Severity.STOP
 
 
+def test_background_alone_gives_no_score(
+    fill: Callable[..., ProjectStore], files: Callable[..., NewImage]
+) -> None:
+    store = fill(files(0), files(1), held=2)
+    assert FindingKind.NO_VALIDATION not in kinds(examine(store, CONFIG))
+    blank = np.zeros((SIZE, SIZE), np.uint8)
+    for sample in store.samples():
+        if sample.split is Split.VALIDATION:
+            store.write_revision(sample.id, blank, np.ones_like(blank), origin="test")
+    found = kinds(examine(store, CONFIG))[FindingKind.NO_VALIDATION]
+    assert "nothing but background is labelled" in found.text
+
+
 def test_a_model_of_other_classes_is_told_apart_by_name(
     tmp_path: Path, make_model: Callable[..., Path], files: Callable[..., NewImage]
 ) -> None:

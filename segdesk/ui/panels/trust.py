@@ -260,6 +260,8 @@ class TrustPanel(Panel):
         is_open = self._workbench.session is not None
         self.scope.setEnabled(is_open)
         self.other.setEnabled(is_open and self.other.count() > 1)
+        is_alone = "There is no other model of these classes yet; fine-tune one to compare."
+        self.other.setToolTip("" if self.other.isEnabled() else is_alone)
         self.summary.say(image_words(*shown[0]) if shown else "")
         self.warning.say(learnt_words(shown, self._scope))
         self._show_reason()
