@@ -37,8 +37,8 @@ print(json.dumps(said))
 
 
 def code_shown() -> str:
-    """Return the architecture that CONTRIBUTING shows."""
-    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    """Return the architecture that the documentation shows."""
+    page = (ROOT / "docs" / "architectures.md").read_text("utf-8")
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert code is not None
     return code[1]
@@ -52,7 +52,7 @@ def write_package(folder: Path, files: dict[str, str]) -> None:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
-    """Install the architecture that CONTRIBUTING shows, as pip would lay it out."""
+    """Install the architecture that the documentation shows, as pip would lay it out."""
     site = tmp_path / "site"
     write_package(site / "my_package", {"tinynet.py": code_shown()})
     info = site / "my_package-1.0.dist-info"
