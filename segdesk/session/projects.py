@@ -230,10 +230,9 @@ def _prepare(
             continue
         sample = new.sample
         if sample.sha256 in known:
-            added.notes.append(
-                f"{sample.name} is the same image as {known[sample.sha256]}, which is in the "
-                "project already; it was left out."
-            )
+            twin = known[sample.sha256]
+            there = "" if twin == sample.name else f" is the same image as {twin}, which"
+            added.notes.append(f"{sample.name}{there} is in the project already; it was left out.")
             continue
         known[sample.sha256] = sample.name
         taken.add(sample.id)
