@@ -15,7 +15,7 @@ import numpy as np
 
 from segdesk.core.address import Address, is_remote
 from segdesk.core.errors import InputError
-from segdesk.io.atomic import atomic_write_bytes, atomic_write_text
+from segdesk.io.atomic import atomic_write_bytes, atomic_write_text, free_bytes
 from segdesk.io.images import read_image
 from segdesk.io.sources import hash_source
 from segdesk.session.lookalikes import shrink
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 FOLDER: Final = Path("cache", "preflight")
 SEEN: Final = "seen.json"
+
+#: With less room than this, in bytes, nothing is kept: it belongs to labels and models.
+LEAST_ROOM: Final = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class ImageFactsCache:
         self._folder = project / FOLDER
         self._seen = self._read_seen()
         self._has_news = False
+        self._has_room = free_bytes(project) >= LEAST_ROOM
 
     def of(self, path: Address) -> ImageFacts:
         """Return the facts of an image.
@@ -85,7 +89,7 @@ class ImageFactsCache:
 
     def save(self) -> None:
         """Write down which files were looked at."""
-        if self._has_news:
+        if self._has_news and self._has_room:
             with suppress(InputError, OSError):
                 atomic_write_text(self._folder / SEEN, json.dumps(self._seen))
 
@@ -108,6 +112,8 @@ class ImageFactsCache:
         return None
 
     def _write(self, facts: ImageFacts) -> None:
+        if not self._has_room:
+            return
         stream = io.BytesIO()
         np.savez(stream, shape=facts.shape, channels=facts.channels, small=facts.small)
         with suppress(InputError, OSError):

@@ -291,7 +291,9 @@ def test_a_disk_without_room_for_checkpoints_is_found(
     room = shutil.disk_usage(disk).free - 3 * weights
     (disk / "filler").write_bytes(b"x" * room)
     with ProjectStore.open(there) as store:
+        before = sorted(there.rglob("*"))
         found = kinds(examine(store, CONFIG))[FindingKind.DISK]
+        assert sorted(there.rglob("*")) == before
         assert found.severity is Severity.STOP
         assert "is full; free some space" in found.text
         (disk / "filler").unlink()
