@@ -1,16 +1,16 @@
 """Whether uncertainty finds errors, per kind, on a model trained here by command.
 
-    python tests/benchmarks/trust.py kvasir224|em_membrane --data FOLDER --work FOLDER
+    python tests/benchmarks/trust.py kvasir224|em_membrane|nuclei --data FOLDER --work FOLDER
         [--architecture NAME] [--set KEY=VALUE ...]
     python tests/benchmarks/trust.py fluorescence|stained --data FOLDER --work FOLDER
         [--ensemble MODEL]
 
 Makes a project of the training images, trains a small model on it with ``segdesk train``,
 and judges it with ``segdesk trust`` and ``segdesk predict`` on images that it has never
-seen: ``kvasir224/val``, or the last five slices of ``em_membrane``. A folder in which a
+seen: ``val`` of the same data, or the last five slices of ``em_membrane``. A folder in which a
 model was trained already is judged again only. The architecture must have an option
-``dropout``, for one of the kinds. Of nuclei the shipped model is judged, on the fluorescence
-or the stained images of ``nuclei/val``; ``--ensemble`` names another to ask as well.
+``dropout``, for one of the kinds. With ``fluorescence`` or ``stained`` the shipped model is
+judged, on those images of ``nuclei/val``; ``--ensemble`` names another to ask as well.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from PIL import Image
 from training import as_binary, is_fluorescence, is_stained, read_pairs
 
 KINDS = ("margin", "entropy", "dropout", "augmentation")
-CLASSES = {"kvasir224": "polyp", "em_membrane": "interior"}
+CLASSES = {"kvasir224": "polyp", "em_membrane": "interior", "nuclei": "nucleus"}
 #: Kinds of nuclei, and how they are told apart.
 NUCLEI = {"fluorescence": is_fluorescence, "stained": is_stained}
 SHIPPED = "nuclei-unet"
@@ -53,7 +53,7 @@ def split(name: str, data: Path, work: Path) -> tuple[Path, Path]:
                 (work / "val" / part).mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, work / "val" / part)
         return data / "nuclei" / "train", work / "val"
-    if name == "kvasir224":
+    if name != "em_membrane":
         return data / name / "train", data / name / "val"
     folders = work / "train", work / "val"
     stacks = {
