@@ -284,7 +284,7 @@ def _draw_splits(store: ProjectStore, prepared: _Prepared) -> _Prepared:
     """Hold back a fifth of the groups, chosen by content and never moved again.
 
     Groups that are in the project already keep their side. Images that a model
-    learnt from never become validation, whatever their group.
+    learnt from never become validation, whatever their group, and of the others half at most.
     """
     old = store.samples()
     sides = {s.group: s.split for s in old if s.group}
@@ -296,11 +296,15 @@ def _draw_splits(store: ProjectStore, prepared: _Prepared) -> _Prepared:
         if not new.is_fixed and new.sample.group not in sides:
             fresh.setdefault(_key(new.sample), []).append(new.sample.sha256)
     held = {_key(s) for s in (*old, *fixed) if s.split is Split.VALIDATION}
-    groups = len({_key(s) for s in (*old, *fixed)}) + len(fresh)
+    there = {_key(s) for s in (*old, *fixed)}
+    groups = len(there) + len(fresh)
     wanted = max(1, round(VALIDATION_SHARE * groups)) if groups >= 3 else 0
     # The hash orders the groups at random, and always the same way.
     usable = sorted(g for g, shas in fresh.items() if not learnt.intersection(shas))
     usable.sort(key=lambda group: min(fresh[group]))
+    # Where a model knows most of the images, the others are of a new kind, and needed for learning.
+    unknown = there - {_key(s) for s in (*old, *fixed) if s.sha256 in learnt} | set(usable)
+    wanted = min(wanted, (len(unknown) + 1) // 2)
     chosen = set(usable[: max(0, wanted - len(held))])
     result: _Prepared = []
     for new in prepared:

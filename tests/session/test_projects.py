@@ -182,22 +182,28 @@ def test_a_given_split_overrules_the_draw(session: Session, disc_files: Discs) -
     assert splits(session)["cell8.png"] is Split.VALIDATION
 
 
-def test_images_the_shipped_model_learnt_from_never_check_it(
-    session: Session, disc_files: Discs, make_model: Callable[..., Path], on_disk: OnDisk
-) -> None:
-    """A model of the project that has seen all images but one."""
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(("images", "unknown"), [(6, (3,)), (15, (2, 7, 11))])
+def test_images_a_model_learnt_from_never_check_it_and_others_are_also_learnt_from(
+    session: Session, disc_files: Discs, make_model: Callable[..., Path], images: int,
+    unknown: tuple[int, ...], at_once: bool,
+) -> None:  # fmt: skip
+    """A model of the project that has seen nearly all images."""
     from segdesk.core.card import ModelCard
     from segdesk.io.images import hash_file
 
-    paths = disc_files(6)
+    paths = disc_files(images)
     folder = make_model(session.store.folder / "models" / "seen")
     card = ModelCard.parse((folder / "card.json").read_text("utf-8"), "card")
-    learnt = tuple(hash_file(p) for p in paths[:3] + paths[4:])
+    learnt = tuple(hash_file(p) for n, p in enumerate(paths) if n not in unknown)
     text = card.model_copy(update={"trained_ids": learnt}).model_dump_json()
     (folder / "card.json").write_text(text, "utf-8")
-    add_images(session, [NewImage(p) for p in paths])
-    held = [name for name, side in splits(session).items() if side is Split.VALIDATION]
-    assert held == ["cell3.png"]
+    new = [NewImage(p) for p in paths]
+    for part in [new] if at_once else [[one] for one in new]:
+        add_images(session, part)
+    held = {name for name, side in splits(session).items() if side is Split.VALIDATION}
+    assert held <= {f"cell{n}.png" for n in unknown}
+    assert len(held) == (len(unknown) + 1) // 2
 
 
 def test_the_rehearsal_images_of_the_shipped_model_are_not_in_the_sample_project() -> None:
