@@ -319,7 +319,7 @@ class TrainingConfig(Knobs):
         description="flips: mirror and turn the crops by 90 degrees; full: also turn and scale "
         "them freely, and vary contrast and colour; upright: the same for images with an up and "
         "a down, never upside down; auto: upright where one class lies above another in all of "
-        "many images, else full.",
+        "many images, else full. none can be better in short runs with many classes.",
     )
     elastic: float = Field(
         0.0,
