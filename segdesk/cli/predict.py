@@ -31,6 +31,7 @@ from segdesk.session.batches import (
 )
 from segdesk.session.models import ModelEntry, current_model, find_model, list_models
 from segdesk.session.predicting import cost, find_companions, make_orders
+from segdesk.session.projects import describe_others
 from segdesk.session.session import Session
 
 #: Does all orders before it returns.
@@ -92,6 +93,8 @@ def predict(
             raise InputError("Say where the results go: --out FOLDER.")
         else:
             job = _Files(find_sources(what), _entry(model), config, out, level, again)
+            for text in describe_others(what):
+                say(text)
             _predict_files(job, tally, scheduler)
     if tally.results:
         tally.show(as_json)

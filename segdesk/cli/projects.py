@@ -14,6 +14,7 @@ from segdesk.session.models import current_model
 from segdesk.session.projects import (
     NewImage,
     add_images,
+    describe_others,
     find_images,
     match_masks,
     parse_classes,
@@ -65,6 +66,7 @@ def add(
         paths = find_images(images)
         pairs = match_masks(paths, masks) if masks else [NewImage(path) for path in paths]
         added = add_images(Session(store), pairs, copy=copy, group_by=group_by, progress=progress)
+        added.notes += describe_others(images)
         held = sum(sample.split == "validation" for sample in added.samples)
         if as_json:
             show_json(

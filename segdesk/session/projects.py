@@ -92,13 +92,36 @@ def find_images(paths: Sequence[Address]) -> list[Address]:
         if path.is_dir() and not is_zarr(path):
             inside = sorted(p for p in path.iterdir() if _is_image(p))
             if not inside:
-                raise InputError(f"The folder {path} holds no images.")
+                raise InputError(
+                    f"The folder {path} holds no images; SegDesk reads "
+                    f"{', '.join(IMAGE_SUFFIXES)} and OME-Zarr."
+                )
             found += inside
         elif path.exists():
             found.append(path)
         else:
             raise InputError(f"There is no file {path}.")
     return found
+
+
+def describe_others(paths: Sequence[Address]) -> list[str]:
+    """Tell of files in the folders among ``paths`` that :func:`find_images` passes over."""
+    told = []
+    for address in paths:
+        path = None if is_remote(address) else local_path(address)
+        if path is None or not path.is_dir() or is_zarr(path):
+            continue
+        others = [p for p in path.iterdir() if _is_other(p)]
+        if not others:
+            continue
+        kinds = ", ".join(sorted({p.suffix.lower() or "no ending" for p in others}))
+        count = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+        told.append(f"{path.name}: {count} not of a kind SegDesk reads and passed over ({kinds}).")
+    return told
+
+
+def _is_other(path: Path) -> bool:
+    return path.is_file() and not _is_image(path) and not path.name.startswith((".", "Thumbs."))
 
 
 def _is_image(path: Path) -> bool:

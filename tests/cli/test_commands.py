@@ -158,6 +158,25 @@ def test_add_says_how_masks_were_read(
     assert "Added 2 images, 1 of them held back" in three.out
 
 
+def test_files_of_other_kinds_in_a_folder_are_named(
+    segdesk: Cli, disc_files: Callable[..., list[Path]], make_model: Callable[..., Path],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    folder = disc_files(1)[0].parent
+    for name in ("slide.czi", "notes.txt", ".hidden", "Thumbs.db"):
+        (folder / name).write_text("x")
+    segdesk("new", tmp_path / "q", "--classes", "background,nucleus")
+    words = "images: 2 files are not of a kind SegDesk reads and passed over (.czi, .txt)."
+    assert words in segdesk("add", tmp_path / "q", folder).err
+    model = make_model(tmp_path / "tiny")
+    out = tmp_path / "out"
+    assert words in segdesk("predict", folder, "--out", out, "--model", model).err
+    (folder / "cell0.png").unlink()
+    none = segdesk("add", tmp_path / "q", folder)
+    assert none.code == 2
+    assert "holds no images; SegDesk reads .png, " in none.err
+
+
 @pytest.mark.slow
 def test_models_are_listed_and_shown(project: Path, segdesk: Cli) -> None:
     listed = segdesk("models", "list", "--project", project, "--json").json

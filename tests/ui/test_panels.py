@@ -156,6 +156,14 @@ def test_adding_reports_what_cannot_be_used_and_takes_the_rest(
     assert "1 image was added." in messages
     assert any("bad.png" in message for message in messages)
     assert panel.model.rowCount() == 5
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "slide.czi").write_text("x")
+    Image.fromarray(nuclei(10)).save(scans / "another.png")
+    panel.add([scans])
+    assert panel.model.rowCount() == 6
+    last = notification_manager.records[-1].message
+    assert last == "scans: 1 file is not of a kind SegDesk reads and passed over (.czi)."
 
 
 def test_the_correct_panel_and_the_layer_follow_each_other(

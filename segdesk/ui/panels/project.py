@@ -181,11 +181,14 @@ class ProjectPanel(Panel):
     def add(self, paths: list[Path], masks: Path | None = None) -> projects.Added | None:
         """Add images to the project, reporting what was read and what was not."""
         images = projects.find_images(paths)
-        return self._add_new(
+        added = self._add_new(
             projects.match_masks(images, masks)
             if masks is not None
             else [projects.NewImage(path) for path in images]
         )
+        for text in projects.describe_others(paths):
+            notify(text)
+        return added
 
     def _add_new(
         self, new: list[projects.NewImage], refused: Sequence[str] = ()
