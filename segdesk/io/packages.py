@@ -79,8 +79,8 @@ def reject_pickle(path: Path) -> None:
         start = file.read(4)
     if start.startswith(_PICKLE_MAGIC):
         raise InputError(
-            f"{path} is a pickle, which can run any program when it is opened; SegDesk loads "
-            "weights from .safetensors only. Save them with safetensors.torch.save_file."
+            f"{path} is a pickle, which can run any program when it is opened; save the weights "
+            "with safetensors.torch.save_file, for SegDesk loads .safetensors only."
         )
 
 
