@@ -85,19 +85,17 @@ def find_images(paths: Sequence[Address]) -> list[Address]:
     """
     found: list[Address] = []
     for address in paths:
-        if is_remote(address):
-            found.append(to_address(address))
-            continue
-        path = local_path(address)
-        if path.is_dir() and not is_zarr(path):
-            inside = sorted(p for p in path.iterdir() if _is_image(p))
+        if (folder := _folder_of_images(address)) is not None:
+            inside = sorted(p for p in folder.iterdir() if _is_image(p))
             if not inside:
                 raise InputError(
-                    f"The folder {path} holds no images; SegDesk reads "
+                    f"The folder {folder} holds no images; SegDesk reads "
                     f"{', '.join(IMAGE_SUFFIXES)} and OME-Zarr."
                 )
             found += inside
-        elif path.exists():
+        elif is_remote(address):
+            found.append(to_address(address))
+        elif (path := local_path(address)).exists():
             found.append(path)
         else:
             raise InputError(f"There is no file {path}.")
@@ -107,17 +105,22 @@ def find_images(paths: Sequence[Address]) -> list[Address]:
 def describe_others(paths: Sequence[Address]) -> list[str]:
     """Tell of files in the folders among ``paths`` that :func:`find_images` passes over."""
     told = []
-    for address in paths:
-        path = None if is_remote(address) else local_path(address)
-        if path is None or not path.is_dir() or is_zarr(path):
-            continue
-        others = [p for p in path.iterdir() if _is_other(p)]
+    for folder in filter(None, map(_folder_of_images, paths)):
+        others = [p for p in folder.iterdir() if _is_other(p)]
         if not others:
             continue
         kinds = ", ".join(sorted({p.suffix.lower() or "no ending" for p in others}))
         count = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-        told.append(f"{path.name}: {count} not of a kind SegDesk reads and passed over ({kinds}).")
+        told.append(
+            f"{folder.name}: {count} not of a kind SegDesk reads and passed over ({kinds})."
+        )
     return told
+
+
+def _folder_of_images(address: Address) -> Path | None:
+    """Return the folder at ``address``, unless that is an image, as Zarr is, or no folder."""
+    path = None if is_remote(address) else local_path(address)
+    return path if path is not None and path.is_dir() and not is_zarr(path) else None
 
 
 def _is_other(path: Path) -> bool:
@@ -313,21 +316,23 @@ def _draw_splits(store: ProjectStore, prepared: _Prepared) -> _Prepared:
     sides = {s.group: s.split for s in old if s.group}
     learnt = {sha for entry in list_models(store) for sha in entry.card.trained_ids}
     fixed = [new.sample for new in prepared if new.is_fixed]
+    settled = (*old, *fixed)
     sides |= {s.group: s.split for s in fixed if s.group and s.group not in sides}
     fresh: dict[str, list[str]] = {}
     for new in prepared:
         if not new.is_fixed and new.sample.group not in sides:
             fresh.setdefault(_key(new.sample), []).append(new.sample.sha256)
-    held = {_key(s) for s in (*old, *fixed) if s.split is Split.VALIDATION}
-    there = {_key(s) for s in (*old, *fixed)}
+    held = {_key(s) for s in settled if s.split is Split.VALIDATION}
+    there = {_key(s) for s in settled}
     groups = len(there) + len(fresh)
     wanted = max(1, round(VALIDATION_SHARE * groups)) if groups >= 3 else 0
     # The hash orders the groups at random, and always the same way.
     usable = sorted(g for g, shas in fresh.items() if not learnt.intersection(shas))
     usable.sort(key=lambda group: min(fresh[group]))
     # Where a model knows most of the images, the others are of a new kind, and needed for learning.
-    unknown = there - {_key(s) for s in (*old, *fixed) if s.sha256 in learnt} | set(usable)
-    wanted = min(wanted, (len(unknown) + 1) // 2)
+    known = {_key(s) for s in settled if s.sha256 in learnt}
+    unknown = len(there - known) + len(usable)
+    wanted = min(wanted, (unknown + 1) // 2)
     chosen = set(usable[: max(0, wanted - len(held))])
     result: _Prepared = []
     for new in prepared:
